@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import Box, Intervention
+from detcam.auditing.case import Box
 from detcam.auditing.verification.donors import Donor, paste
 from detcam.auditing.verification.evidence import RING_WIDTH, box_region
 from detcam.auditing.verification.hypothesis import VerificationResult
@@ -92,9 +92,9 @@ class Transplantation:
                 ring, trials = narrow, others
         controls = [each.control for each in self.donors if each.control is not None]
         first = interventions.add_fills([self._fill(each) for each in controls])
-        kind: Intervention = "transplant control"
-        if controls:
-            trials = trials + (yield [Removal(kind, ring, first + index) for index in range(len(controls))])
+        # If the object is found when the ring is merely filled, something in it suppresses the object.
+        fills = [0, *range(first, first + len(controls))]
+        trials = trials + (yield [Removal("transplant control", ring, fill) for fill in fills])
         verdict = decide_transplant(self.score, self.score_threshold, trials, float(ring.float().mean()))
         if verdict.grade == "not confirmed":
             return _with_reason(removed, verdict.reason)

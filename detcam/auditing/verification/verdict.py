@@ -14,6 +14,8 @@ MIN_WEAK_EFFECT = 0.25
 """Minimum effect of a weak verdict."""
 MAX_STRONG_FRACTION = 0.1
 """Maximum fraction of the image that the evidence of a strong verdict covers."""
+MIN_TRANSPLANT_CONTROLS = 3
+"""Minimum number of controls of a strong verdict on transplanted surroundings."""
 ERROR_RATES: dict[Grade, float] = {"strong": 0.01, "weak": 0.02}
 """Share of wrong regions that get a grade, on drawn scenes with certified causes and on photographs, of scores near the
 threshold too: 0 of 353 strong (the interval reaches to 1.1 %), and 6 of 353 weak; see docs/auditing.md."""
@@ -146,18 +148,16 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
     .. math:: e = \frac{\min_d s_d - \max(s, \max_c s_c)}{t}
 
     is the effect, limited to [-1, 1], with t the score threshold, s the score of the object, :math:`s_d` its score in
-    the surroundings of a found object, and :math:`s_c` in those of a position without an object.
+    the surroundings of a found object, and :math:`s_c` in those of a control.
 
     Args:
         score: the object's score in the unperturbed image.
         score_threshold: minimum score of a detection.
-        trials: the transplants, with which the object is found, and the controls.
+        trials: the transplants, with which the object is found, and the controls, at least one of each.
         ring_fraction: fraction of the image that the transplanted ring covers.
     """
     donors = [trial for trial in trials if trial.intervention == "transplant"]
     controls = [trial for trial in trials if trial.intervention == "transplant control"]
-    if not controls:
-        return Verdict("not confirmed", math.nan, "found in the surroundings of found objects, but there is no control")
     lowest, highest = min(trial.score for trial in donors), max(trial.score for trial in controls)
     effect = max(min((lowest - max(score, highest)) / score_threshold, 1.0), -1.0)
     found = sum(trial.outcome == "appeared" for trial in controls)
@@ -168,7 +168,7 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
         return Verdict("not confirmed", effect, reason)
     reason = f"score {score:.2f}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
     reason += f"{len(controls)} controls"
-    further = [] if len(controls) > 1 else ["there is one control only"]
+    further = [] if len(controls) >= MIN_TRANSPLANT_CONTROLS else ["there are few controls"]
     return _confirmed(effect, ring_fraction, reason, further)
 
 
