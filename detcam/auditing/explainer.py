@@ -332,6 +332,8 @@ class ErrorExplainer:
             maps = proposals[number]
             if not isinstance(maps, RuntimeError):
                 hypotheses[number] = self._appearance_hypothesis(image, number, each, maps.maps, mapping)
+            elif self.donors:  # surroundings are transplanted without a map
+                hypotheses[number] = self._appearance_hypothesis(image, number, each, [], mapping)
         return hypotheses
 
     def _hypothesis(

@@ -103,6 +103,8 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
         suffix = f" ({', '.join(stages)})" if stages else ""
         where = _shared_location(cases)
         location = f", appearing when the region {where} is removed" if where else ""
+        if any(case.needs_context for case in cases):
+            location = ", found in the surroundings of found objects"
         objects = plural(count, "missed object")
         return f"{first.name}: {objects}{suffix}{location}; {_confirmed(cases)}; {cost}"
     errors = {

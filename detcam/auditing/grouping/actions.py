@@ -45,7 +45,8 @@ REASONS: dict[Action, str] = {
     "the queue, highest gain first: correct wrong annotations; where they are right, agree on what tells the classes "
     "apart, and add images of both",
     "add images": "the objects are not detected. Add images with such objects; where a region suppresses the "
-    "detection, the pairs with and without it show the object with the same label",
+    "detection, the pairs with and without it show the object with the same label; objects that are found in the "
+    "surroundings of found ones need images in other surroundings",
     "look at the cases": "no evidence is confirmed. Look at the cases in the report",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class Donor:
 
     surroundings: Tensor
     control: Tensor | None
+
+
+Donors: TypeAlias = Mapping[int, Sequence[Donor]]
+"""The donors of each class, by its index."""
 
 
 def choose_donors(
@@ -103,7 +108,7 @@ def _donor(image: Tensor, ground_truth: GroundTruth, index: int) -> Donor:
     box = object_box(ground_truth, index)
     generator = control_generator(f"{ground_truth.image_id} {index}")
     position = _free_position(box, ground_truth, generator)
-    return Donor(_cut(image, box), None if position is None else _cut(image, position))
+    return Donor(cut_window(image, box), None if position is None else cut_window(image, position))
 
 
 def _free_position(box: Box, ground_truth: GroundTruth, generator: torch.Generator) -> Box | None:
@@ -132,7 +137,7 @@ def _intersections(boxes: Tensor, others: Tensor) -> Tensor:
     return sides.clamp(min=0).prod(2)
 
 
-def _cut(image: Tensor, box: Box) -> Tensor:
+def cut_window(image: Tensor, box: Box) -> Tensor:
     """The window (C + 1, h, w) float16 of a box in an image (C, H, W)."""
     left, top, right, bottom = window(box)
     height, width = image.shape[-2:]
@@ -147,7 +152,7 @@ def _cut(image: Tensor, box: Box) -> Tensor:
     return pixels.half()
 
 
-def paste(image: Tensor, box: Box, surroundings: Tensor) -> Tensor:
+def paste_window(image: Tensor, box: Box, surroundings: Tensor) -> Tensor:
     """An image (C, H, W) with the window of a donor, resized to that of a box; the box itself is painted over as well.
 
     Args:
@@ -165,7 +170,3 @@ def paste(image: Tensor, box: Box, surroundings: Tensor) -> Tensor:
     target = result[:, rows, columns]
     target[:] = torch.where(pixels[-1:] > 0.5, pixels[:-1] / pixels[-1:].clamp(min=0.5), target)
     return result
-
-
-Donors = Mapping[int, Sequence[Donor]]
-"""The donors of each class, by its index."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import Box
-from detcam.auditing.verification.donors import Donor, paste
+from detcam.auditing.verification.donors import Donor, paste_window
 from detcam.auditing.verification.evidence import RING_WIDTH, box_region
 from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.interventions import Interventions, Investigation, Removal
@@ -102,7 +102,7 @@ class Transplantation:
         return VerificationResult(tuple(trials), verdict, proposal, ring, (), None, ends=True)
 
     def _fill(self, surroundings: Tensor) -> TransplantFill:
-        return TransplantFill(lambda: self.prepare(paste(self.image, self.box, surroundings)))
+        return TransplantFill(lambda: self.prepare(paste_window(self.image, self.box, surroundings)))
 
     def _ring(self, width: float) -> Tensor:
         """(h, w) bool, the ring around the box."""

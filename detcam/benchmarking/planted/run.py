@@ -185,7 +185,7 @@ class _ScenarioRun:
             self.bar.restart(f"{' '.join(key)}: audit")
             with _no_warnings():
                 first_label = self.family.first_label
-                donors = scene_donors(adapter, cases, first_label)
+                donors = scene_donors(adapter, certification.cases, first_label)
                 checks = [check_audit(adapter, None, case, first_label, donors) for case in cases]
             store.put(_summarize_audit(*key, [check for check in checks if check is not None]), *key, "audit")
 

@@ -22,6 +22,7 @@ ON_OBJECT = {
 }
 FLIPPED = Trial("without evidence", "ring", 0.1, "class flipped")
 VANISHED = Trial("without evidence", "linear", 0.1, "vanished")
+TRANSPLANT = Trial("transplant", "transplant", 0.9, "appeared")
 NEEDED = CasePart(0.01, "ground truth", 0.1, needed=True)
 
 
@@ -46,6 +47,7 @@ NEEDED = CasePart(0.01, "ground truth", 0.1, needed=True)
         ({**INSIDE, "background_type": "missing annotation"}, "unlabeled object"),
         ({**INSIDE, "background_type": "missing annotation", "verdict": "not confirmed"}, "unlabeled object"),
         (BOTH, "object and surroundings"),
+        ({**OUTSIDE, "type": "missed", "trials": (TRANSPLANT,)}, "absent context"),
         ({**BOTH, "type": "classification", "trials": (FLIPPED,)}, "object and surroundings"),
         ({**BOTH, "type": "classification", "trials": (VANISHED,)}, "object itself"),
         ({**BOTH, "evidence_shares": {"ring": 0.95, "predicted box": 0.05}}, "object and surroundings"),

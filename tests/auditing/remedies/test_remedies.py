@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import detcam
-from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject
+from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject, Trial
 from detcam.auditing.errors import ERROR_TYPES
 from detcam.auditing.grouping.actions import ACTIONS, case_action, choose_action
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
@@ -252,6 +252,15 @@ def test_objects_that_the_evidence_covers_are_not_filled(report: Path, originals
         assert "filled" not in [item.kind for item in make_counterfactuals(data, [case], 0)]
     finally:
         path.write_bytes(before)
+
+
+def test_an_absent_context_is_not_filled(report: Path, originals: Path) -> None:
+    """Its evidence is what the surroundings lack."""
+    data = ReportData.load(report, originals)
+    data.cases["image-5-detection-0"] = case = missed_object(
+        5, trials=(Trial("transplant", "transplant", 0.9, "appeared"),)
+    )
+    assert case.needs_context and [item.kind for item in make_counterfactuals(data, [case], 3)] == ["original"]
 
 
 def test_pasting_adds_the_difference_from_the_surroundings() -> None:
