@@ -17,6 +17,8 @@ MAX_GATHERED_PIXELS = 2**22
 result's memory; beyond, matrix products do it."""
 MAX_CACHED_SIZE = 2**20
 """Maximum number of weights of a matrix that is kept."""
+ROWS_PER_BLOCK = 32
+"""Number of rows of an image that are interpolated together."""
 CELLS_PER_BLOCK = 32
 """Number of cells of a grid that are averaged together."""
 
@@ -118,11 +120,21 @@ class Geometry:
     def sum_to_image(self, levels: Sequence[Tensor]) -> Tensor:
         """Return the sum (N, H, W) of maps (N, h, w) of several grids, each resized by `to_image`.
 
-        The grids' products are one product, so that no resized map but the sum is in memory.
+        Blocks of rows of the image are products of all grids' cells near them, so that no resized map but the sum is in
+        memory.
         """
-        rows = [torch.matmul(_interpolation_matrix(maps, self, 0), maps) for maps in levels]
-        columns = [_interpolation_matrix(maps, self, 1) for maps in levels]
-        return torch.matmul(torch.cat(rows, 2), torch.cat(columns, 1).T)
+        height, width = self.image_size_hw
+        columns = [_interpolate(maps, self, 1) for maps in levels]
+        total = levels[0].new_empty((len(levels[0]), height, width))
+        matrices = [_interpolation_matrix(maps, self, 0) for maps in levels]
+        lows = [_interpolation(maps, self, 0)[0].tolist() for maps in levels]
+        for start in range(0, height, ROWS_PER_BLOCK):
+            stop = min(start + ROWS_PER_BLOCK, height)
+            near = [slice(low[start], low[stop - 1] + 2) for low in lows]
+            weights = torch.cat([each[start:stop, cells] for each, cells in zip(matrices, near, strict=True)], 1)
+            values = torch.cat([each[:, cells] for each, cells in zip(columns, near, strict=True)], 1)
+            total[:, start:stop] = torch.matmul(weights, values)
+        return total
 
     def from_image(self, maps: Tensor, grid_size_hw: tuple[int, int]) -> Tensor:
         """Average maps over image pixels (N, H, W) into the cells (N, h, w) of a grid over the input canvas.

@@ -24,6 +24,7 @@ from detcam.methods.spec import parse_method
 from detcam.runs import (
     CrashLog,
     EngineLike,
+    LocalEngine,
     Run,
     Stage,
     lock_folder,
@@ -41,9 +42,11 @@ DEFAULT_IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
 BATCHES_PER_SHARD = 2
-"""Batches of a shard in runs of many images: one is written while the network runs on the next."""
+"""Batches of a shard: one is written while the network runs on the next. Runs of few shards have one each."""
 MIN_SHARDS = 8
 """Number of shards from which on they have more than one batch."""
+MIN_LOCAL_SHARDS = 2
+"""The same for methods that write much of the time, in this process, which needs no shards for others."""
 
 TargetsFor: TypeAlias = Callable[[Tensor], "list[Target]"]
 """A function from an image (3, H, W) to its targets."""
@@ -193,7 +196,9 @@ def explain_files(
         run, index = Run(folder, "explain", recorded, resume=resume), ExplanationIndex(folder)
 
         def plan() -> Iterator[list[Any]]:
-            is_long = len(paths) >= MIN_SHARDS * BATCHES_PER_SHARD * images_together
+            is_fast = isinstance(engine, LocalEngine) and not cam.compares_scores
+            shards = MIN_LOCAL_SHARDS if is_fast else MIN_SHARDS
+            is_long = len(paths) >= shards * BATCHES_PER_SHARD * images_together
             for shard in plan_shards(len(paths), images_together * (BATCHES_PER_SHARD if is_long else 1)):
                 described = [{"path": absolute[number], "name": paths[number].name, **identity} for number in shard]
                 yield [(str(paths[number]), index.choose_stem(e)) for number, e in zip(shard, described, strict=True)]
