@@ -52,6 +52,8 @@ Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
 parts of the box that are needed as well; ``not confirmed``: the error persists, or a control costs as much. A missed
 object is confirmed if it appears without the evidence, and without no control.
 """
+LIGHT_FILLS = ("even light", "even light, half")
+"""Names of the fills that change the light of a region only."""
 CONFIRMED: tuple[Grade, ...] = ("strong", "weak")
 """Grades of confirmed evidence."""
 
@@ -106,8 +108,9 @@ class Trial:
     Attributes:
         intervention: the perturbation.
         fill: name of the fill: ``"linear"``, linear imputation; ``"ring"``, the mean color of a ring around each part
-            of the region; ``"mean"``, the mean color of the image, of surroundings only; or ``"transplant"``, what
-            surrounds another position.
+            of the region; ``"transplant"``, what surrounds another position; of surroundings only, ``"mean"``, the mean
+            color of the image, and `LIGHT_FILLS`, which keep the details of the region and give it the light of other
+            pixels.
         score: score of the detection in the perturbed image, in [0, 1]: the maximum over its own raw candidate and
             the candidates that overlap it.
         outcome: state of the detection.

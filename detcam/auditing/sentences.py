@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from detcam.auditing.case import AuditCase, EvidenceLocation
+from detcam.auditing.case import LIGHT_FILLS, AuditCase, EvidenceLocation
 from detcam.utils.console import plural
 
 LOCATION_PHRASES: dict[EvidenceLocation, str] = {
@@ -50,6 +50,12 @@ def is_outside(case: AuditCase) -> bool:
 def is_inside(case: AuditCase) -> bool:
     """Whether the evidence is confirmed, and lies in the box or on the ground-truth object concerned."""
     return case.confirmed and outside_share(case) <= 1 - MIN_SHARE
+
+
+def rests_on_light(case: AuditCase) -> bool:
+    """Whether the evidence is confirmed, and only its light was changed."""
+    without = [trial.fill in LIGHT_FILLS for trial in case.trials if trial.intervention == "without evidence"]
+    return case.confirmed and bool(without) and all(without)
 
 
 def has_other_class(case: AuditCase) -> bool:
@@ -196,6 +202,7 @@ def _evidence(case: AuditCase) -> str:
         where = f"lies outside the box, most of it {_location(main, [case])}{_on_object(case)}"
     else:
         where = f"lies on both sides of the box's border ({percent(outside)} outside)"
+    where += ": its light or color, not its details" if rests_on_light(case) else ""
     needed, joint = further_regions_needed(case), sufficient_parts(case)
     further = f"; {plural(needed, 'further region')} needed as well" if needed else ""
     if joint:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from detcam.perturbation.base import PerturbationCAM as PerturbationCAM
     from detcam.perturbation.base import WeightedCAM as WeightedCAM
     from detcam.perturbation.fills import BlurFill as BlurFill
+    from detcam.perturbation.fills import EvenLightFill as EvenLightFill
     from detcam.perturbation.fills import Fill as Fill
+    from detcam.perturbation.fills import HalfLightFill as HalfLightFill
     from detcam.perturbation.fills import LinearFill as LinearFill
     from detcam.perturbation.fills import MeanFill as MeanFill
     from detcam.perturbation.fills import RingFill as RingFill
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BlurFill": "detcam.perturbation.fills",
+    "EvenLightFill": "detcam.perturbation.fills",
     "Fill": "detcam.perturbation.fills",
+    "HalfLightFill": "detcam.perturbation.fills",
     "ImageScorer": "detcam.perturbation.base",
     "InputCAM": "detcam.perturbation.base",
     "LayerReplay": "detcam.perturbation.replay",

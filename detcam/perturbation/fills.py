@@ -1,4 +1,4 @@
-"""Fills for removed pixels: blur, mean color, and noisy linear imputation."""
+"""Fills for removed pixels: blur, mean color, noisy linear imputation, and evened light."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ RING_WIDTH = 0.35
 """Width of the ring whose mean color fills a region, relative to the square root of the region's area."""
 MAX_BLUR_SIDE = 160
 """Maximum longer side, in pixels, at which the blur of the surroundings is computed."""
+LIGHT_BLUR = 0.02
+"""Standard deviation of the blur that separates light from details, as a fraction of the image's longer side."""
 
 
 class Fill(ABC):
@@ -120,19 +122,31 @@ class SurroundingsFill(Fill):
 
 def _blurred_surroundings(image: Tensor, mask: Tensor) -> Tensor:
     """A blur (C, h, w) of the remaining pixels of an image (C, h, w)."""
-    height, width = mask.shape
-    factor = min(1.0, MAX_BLUR_SIDE / max(height, width))
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    kept = (~mask)[None].to(image)
-    weighted = F.interpolate(torch.cat([image * kept, kept])[None], size, mode="area")[0]  # colors and their weights
+    weighted = _small_and_weighted(image, ~mask)
     has_removed = weighted[-1] < 1
+    size = weighted.shape[1:]
     sigma = DEFAULT_BLUR * max(size)
     blurred = blur(weighted, sigma)
     while float(blurred[-1, has_removed].min()) < 0.1 and sigma < max(size):
         sigma *= 2
         blurred = blur(weighted, sigma)
-    colors = blurred[:-1] / blurred[-1:]
-    return F.interpolate(colors[None], (height, width), mode="bilinear", align_corners=False)[0]
+    return _colors(blurred, mask)
+
+
+def _small_and_weighted(image: Tensor, kept: Tensor) -> Tensor:
+    """An image (C, h, w) times a mask (h, w) bool, and the mask, (C + 1, h', w') of at most `MAX_BLUR_SIDE` pixels."""
+    height, width = kept.shape
+    factor = min(1.0, MAX_BLUR_SIDE / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    weights = kept[None].to(image)
+    return F.interpolate(torch.cat([image * weights, weights])[None], size, mode="area")[0]
+
+
+def _colors(weighted: Tensor, mask: Tensor) -> Tensor:
+    """Colors (C, h, w) of the size of a mask from colors times weights and weights (C + 1, h', w')."""
+    colors = weighted[:-1] / weighted[-1:].clamp(min=1e-12)
+    size = [mask.shape[0], mask.shape[1]]
+    return F.interpolate(colors[None], size, mode="bilinear", align_corners=False)[0]
 
 
 class RingFill(Fill):
@@ -226,6 +240,54 @@ class LinearFill(Fill):
         if whole.any():
             filled[whole] = MeanFill()(images.expand(len(removed), -1, -1, -1)[whole], removed[whole])
         return filled if noise is None else filled.addcmul_(removed[:, None].to(filled), noise)
+
+
+class EvenLightFill(Fill):
+    r"""The removed pixels in the light of other pixels: their details stay.
+
+    .. math:: x'_p = x_p - \bar{x}_p + c
+
+    with :math:`\bar{x}` a Gaussian blur of the removed pixels alone, whose standard deviation is `LIGHT_BLUR` of the
+    image's longer side, and c the median color of the other pixels that are least like the removed ones: the `share`
+    of them with the lowest projections on the difference of the two mean colors, each channel in units of its variance.
+    If all pixels are removed, c is the mean color.
+    """
+
+    name = "even light"
+    share: ClassVar[float] = 0.25
+
+    def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
+        check_masks(images, removed)
+        images = images.expand(len(removed), -1, -1, -1)
+        filled = images.clone()
+        for row, (image, mask) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
+            if bool(mask.any()):
+                evened = image - light_of(image, mask) + self._other_color(image, mask)[:, None, None]
+                filled[row] = torch.where(mask, evened.to(filled), filled[row])
+        return filled
+
+    def _other_color(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The color (C,) of the pixels of an image (C, h, w) outside a mask (h, w) that are least like those in it."""
+        own, others = image[:, mask], image[:, ~mask]
+        if not others.shape[1]:
+            return own.mean(1)
+        difference = own.mean(1) - others.mean(1)
+        projection = (difference / others.var(1, correction=0).clamp(min=1e-12)) @ others
+        count = max(1, round(self.share * len(projection)))
+        return others[:, projection <= projection.kthvalue(count).values].median(1).values
+
+
+class HalfLightFill(EvenLightFill):
+    """The same, with the color of the half of the other pixels that is least like the removed ones."""
+
+    name = "even light, half"
+    share = 0.5
+
+
+def light_of(image: Tensor, region: Tensor) -> Tensor:
+    """A blur (C, h, w) of the pixels of an image (C, h, w) in a region (h, w) bool alone, valid in the region."""
+    weighted = _small_and_weighted(image, region)
+    return _colors(blur(weighted, LIGHT_BLUR * max(weighted.shape[1:])), region)
 
 
 FILLS: dict[str, type[Fill]] = {fill.name: fill for fill in (BlurFill, MeanFill, LinearFill)}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from detcam import adapt
 from detcam.auditing import AuditCase, analyze_errors
 from detcam.auditing.background_type import MIN_TYPICALITY, BackgroundClassifier
-from detcam.auditing.case import EVIDENCE_LOCATIONS, EvidenceLocation
+from detcam.auditing.case import EVIDENCE_LOCATIONS, LIGHT_FILLS, EvidenceLocation, Trial
 from detcam.auditing.conformal import MIN_CORRECT, NEIGHBOR_COUNT, pool_boxes, typicality
 from detcam.auditing.sentences import case_sentence
 from detcam.data.annotations import Annotations
@@ -170,3 +170,11 @@ def test_hidden_boats_are_distinguished_from_wakes(tmp_path: Path) -> None:
 def test_the_sentence_states_the_background_type(background_type: str | None, value: float, words: str) -> None:
     case = explained(case_of(0, 1), "ring" if background_type == "context" else "predicted box")
     assert words in case_sentence(replace(case, background_type=background_type, typicality=value))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fills", "said"), [(LIGHT_FILLS, True), (("ring", LIGHT_FILLS[0]), False)])
+def test_the_sentence_states_that_the_light_is_the_evidence(fills: tuple[str, ...], said: bool) -> None:
+    trials = tuple(Trial("without evidence", fill, 0.1, "class flipped") for fill in fills)
+    control = Trial("random control", "even light", 0.9, "unchanged")
+    sentence = case_sentence(replace(explained(case_of(0, 1), "ring"), trials=(*trials, control)))
+    assert (": its light or color, not its details" in sentence) == said

@@ -9,7 +9,18 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from detcam.perturbation.fills import DEFAULT_BLUR, BlurFill, LinearFill, MeanFill, RingFill, SurroundingsFill, fill_of
+from detcam.auditing.case import LIGHT_FILLS
+from detcam.perturbation.fills import (
+    DEFAULT_BLUR,
+    BlurFill,
+    EvenLightFill,
+    HalfLightFill,
+    LinearFill,
+    MeanFill,
+    RingFill,
+    SurroundingsFill,
+    fill_of,
+)
 from detcam.perturbation.harmonic_solver import Multigrid, harmonic_fill, solve_by_factorization
 
 
@@ -255,3 +266,38 @@ def test_ring_fill_is_the_mean_of_a_ring_around_each_part() -> None:
     torch.testing.assert_close(RingFill()(image, whole)[0, :, 0, 0], image[0].mean((1, 2)))
     bound = LinearFill(noise=0.1).for_image(image)
     torch.testing.assert_close(bound(removed), LinearFill(noise=0.1)(image, removed), atol=0, rtol=0)
+
+
+def test_evened_light_keeps_details() -> None:
+    """Red light that fades slowly is gone, the structure of the ground stays."""
+    rows, columns = torch.arange(64)[:, None], torch.arange(80)[None]
+    squared = (rows - 32).square() + (columns - 40).square()
+    ground = 0.4 + 0.1 * torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0))
+    image = ground[None].clone()
+    image[:, 0] += 0.5 * torch.exp(-squared / (2 * 12**2))
+    removed = (squared <= 30**2)[None]
+    evened = EvenLightFill()(image, removed)
+    assert torch.equal(evened[:, :, ~removed[0]], image[:, :, ~removed[0]])
+    inner = squared <= 20**2
+    torch.testing.assert_close(evened[0].mean((1, 2)), ground.mean((1, 2)), atol=0.03, rtol=0)
+    assert all(
+        float(torch.corrcoef(torch.stack(pair))[0, 1]) > 0.9
+        for pair in zip(evened[0][:, inner], ground[:, inner], strict=True)
+    )
+    scale, shift = torch.tensor([3, 0.5, -2])[None, :, None, None], torch.tensor([1, 0, 4])[None, :, None, None]
+    scaled = EvenLightFill()(image * scale + shift, removed)
+    torch.testing.assert_close(scaled, evened * scale + shift, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("fill", "expected"), [(EvenLightFill(), 0.125), (HalfLightFill(), 0.25)])
+def test_the_light_is_that_of_the_pixels_that_are_least_like_the_removed_ones(
+    fill: EvenLightFill, expected: float
+) -> None:
+    image = torch.full((1, 1, 40, 50), 2.0)
+    image[..., :40] = torch.linspace(0, 1, 1600).view(40, 40)
+    removed = torch.zeros(1, 40, 50, dtype=torch.bool)
+    removed[..., 40:] = True
+    torch.testing.assert_close(fill(image, removed)[..., 40:], torch.full((1, 1, 40, 10), expected), atol=0.01, rtol=0)
+    whole = torch.ones_like(removed)
+    torch.testing.assert_close(fill(image, whole).mean(), image.mean(), atol=0.05, rtol=0)
+    assert fill.name in LIGHT_FILLS

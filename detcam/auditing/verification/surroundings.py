@@ -1,36 +1,86 @@
-"""The surroundings of a box, which are removed as a whole: a fill must not paint them again from what borders them."""
+"""The surroundings of a box: their light is evened, or they are removed as a whole.
+
+A fill of all surroundings must not paint them again from what borders them. Light that fades slowly has no border: a
+region of it would be filled with the light around it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detcam.auditing.case import Trial
 from detcam.auditing.verification.evidence import RING_WIDTH, box_region
 from detcam.auditing.verification.hypothesis import Hypothesis
 from detcam.auditing.verification.interventions import Investigation, Removal, T
 from detcam.auditing.verification.proposals import Proposal
-from detcam.perturbation.fills import Fill, MeanFill, RingFill
+from detcam.auditing.verification.region_reduction import connected_parts
+from detcam.perturbation.fills import EvenLightFill, Fill, HalfLightFill, MeanFill, RingFill, light_of
+from detcam.utils.opencv import cv2
 
-SURROUNDINGS_FILLS: tuple[Fill, ...] = (RingFill(), MeanFill())
-"""Fills of surroundings. Linear imputation continues the colors of what is left of them at the edge of the box."""
 SURROUNDINGS_NAME = "surroundings of the box"
-SURROUNDINGS_LIMIT = "the surroundings were filled with single colors only"
-"""What limits the grade of a verdict on them."""
+LIGHT_NAME = "light around the box"
+LIGHT_WIDTHS = (1.0, RING_WIDTH)
+"""Distances from the box up to which the light is evened, relative to its longer side."""
+MIN_DETAIL = 4.0
+"""Minimum difference of a detail from a blur of what is no detail, relative to the median difference."""
 
 
-def propose_surroundings(hypothesis: Hypothesis) -> tuple[Proposal, Tensor]:
+@dataclass(frozen=True)
+class Surroundings:
+    """A region around a box that is changed as a whole.
+
+    Attributes:
+        propose: from a hypothesis and the image (C, h, w) to a proposal and regions (h, w) bool, each within the one
+            before it.
+        fills: the fills of the region and its controls.
+        limit: what limits the grade of a verdict on it.
+    """
+
+    propose: Callable[[Hypothesis, Tensor], tuple[Proposal, list[Tensor]]]
+    fills: tuple[Fill, ...]
+    limit: str
+
+
+def propose_light(hypothesis: Hypothesis, image: Tensor) -> tuple[Proposal, list[Tensor]]:
+    """The pixels in and around the box that are no details of the image.
+
+    Details differ from a blur of the other pixels: objects and edges, such as the object in the box.
+
+    Returns:
+        A proposal, whose map is the difference of the light from that of other pixels; and the largest connected part
+        of those pixels up to each of `LIGHT_WIDTHS` away.
+    """
+    box = details = hypothesis.box
+    longer = max(int(box.any(axis).sum()) for axis in (0, 1))
+    for _ in range(2):
+        if not longer or bool(details.all()):
+            return Proposal(LIGHT_NAME, box.float()), []
+        difference = (image - light_of(image, ~details)).norm(dim=0)
+        found = difference > MIN_DETAIL * difference[~details].median()
+        details = F.max_pool2d(found[None].float(), 3, 1, 1)[0] > 0
+    distance = cv2.distanceTransform((~box).numpy().view("uint8"), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    pixels = [(torch.from_numpy(distance) <= width * longer) & ~details for width in LIGHT_WIDTHS]
+    regions = [parts[0] for parts in map(connected_parts, pixels) if parts]
+    if not regions:
+        return Proposal(LIGHT_NAME, box.float()), []
+    evened = EvenLightFill()(image[None], regions[0][None])[0]
+    return Proposal(LIGHT_NAME, (image - evened).norm(dim=0)), regions
+
+
+def propose_surroundings(hypothesis: Hypothesis, image: Tensor) -> tuple[Proposal, list[Tensor]]:
     """The ring around the box, without the object that the error concerns.
 
     Returns:
-        A proposal, whose map has the values of the first map of the hypothesis; and the ring, (h, w) bool.
+        A proposal, whose map has the values of the first map of the hypothesis; and the ring, (h, w) bool, alone.
     """
     rows, columns = torch.nonzero(hypothesis.box, as_tuple=True)
     if not len(rows):
-        return Proposal(SURROUNDINGS_NAME, hypothesis.box.float()), hypothesis.box
+        return Proposal(SURROUNDINGS_NAME, hypothesis.box.float()), []
     top, bottom, left, right = rows[0].item(), rows[-1].item() + 1, columns.min().item(), columns.max().item() + 1
     dy, dx = RING_WIDTH * (bottom - top), RING_WIDTH * (right - left)
     size_hw = (hypothesis.box.shape[0], hypothesis.box.shape[1])
@@ -40,7 +90,21 @@ def propose_surroundings(hypothesis: Hypothesis) -> tuple[Proposal, Tensor]:
     if hypothesis.proposals.maps:
         first = hypothesis.proposals.maps[0].heatmap
         heatmap = heatmap * (0.1 + first / first.amax().clamp(min=1e-12))
-    return Proposal(SURROUNDINGS_NAME, heatmap), ring
+    return Proposal(SURROUNDINGS_NAME, heatmap), [ring]
+
+
+LIGHT = Surroundings(
+    propose_light, (EvenLightFill(), HalfLightFill()), "only its light was changed, its details were kept"
+)
+REMOVED = Surroundings(
+    # Linear imputation continues the colors of what is left of them at the edge of the box.
+    propose_surroundings,
+    (RingFill(), MeanFill()),
+    "the surroundings were filled with single colors only",
+)
+SURROUNDINGS: tuple[Surroundings, ...] = (LIGHT, REMOVED)
+"""What is tried of a confusion if no region changes the class, in this order."""
+SURROUNDINGS_FILLS: tuple[Fill, ...] = tuple(fill for each in SURROUNDINGS for fill in each.fills)
 
 
 def with_later_fills(investigation: Investigation[T], first: int) -> Generator[list[Removal], list[Trial], T]:

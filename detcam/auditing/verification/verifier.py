@@ -35,9 +35,9 @@ from detcam.auditing.verification.region_search import (
 )
 from detcam.auditing.verification.removal_map import removal_map
 from detcam.auditing.verification.surroundings import (
+    SURROUNDINGS,
     SURROUNDINGS_FILLS,
-    SURROUNDINGS_LIMIT,
-    propose_surroundings,
+    Surroundings,
     with_later_fills,
 )
 from detcam.auditing.verification.transplants import Transplantation
@@ -150,8 +150,8 @@ class Verifier:
     def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
         """Verify regions without which the object has another class: single ones, then the smallest of the maps.
 
-        If none is confirmed, details of the regions without which the object is lost are removed, then the surroundings
-        of the box, with fills that do not paint them again.
+        If none is confirmed, details of the regions without which the object is lost are removed; then the light around
+        the box is evened, and the surroundings of the box are removed, with fills that do not paint them again.
         """
         best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
@@ -171,11 +171,14 @@ class Verifier:
             best = _better(best, result)
         if not _is_confirmed(best):
             best = _better(best, (yield from self._verify_details(hypothesis, search)))
-        if not _is_confirmed(best):
-            uniform = copy.copy(self)
-            uniform.fill_count = len(SURROUNDINGS_FILLS)
-            result = yield from with_later_fills(uniform._verify_surroundings(hypothesis), self.fill_count)
-            best = _better(best, result)
+        first = self.fill_count
+        for surroundings in SURROUNDINGS:
+            if not _is_confirmed(best):
+                other = copy.copy(self)
+                other.fill_count = len(surroundings.fills)
+                result = yield from with_later_fills(other._verify_surroundings(hypothesis, surroundings), first)
+                best = _better(best, result)
+            first += len(surroundings.fills)
         return best
 
     def _verify_details(self, hypothesis: Hypothesis, search: RegionSearch) -> Investigation[VerificationResult | None]:
@@ -192,14 +195,21 @@ class Verifier:
                 return (yield from self._verify_region(hypothesis, proposal, tried, search, []))
         return None
 
-    def _verify_surroundings(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
-        """Verify the surroundings of the box; None if the error does not end without them."""
-        proposal, ring = propose_surroundings(hypothesis)
-        tried = yield from try_region(ring, self.fill_count, ends=hypothesis.ends)
-        if not tried.ends:
+    def _verify_surroundings(
+        self, hypothesis: Hypothesis, surroundings: Surroundings
+    ) -> Investigation[VerificationResult | None]:
+        """Verify the surroundings of the box; None if the error does not end with another light, or without them."""
+        proposal, regions = surroundings.propose(hypothesis, self._image)
+        found = None
+        for region in regions:
+            tried = yield from try_region(region, self.fill_count, ends=hypothesis.ends)
+            if not tried.ends:
+                break
+            found = tried
+        if found is None:
             return None
-        limited = replace(hypothesis, limits=(*hypothesis.limits, SURROUNDINGS_LIMIT))
-        return (yield from self._verify_region(limited, proposal, tried, self._search(hypothesis, []), []))
+        limited = replace(hypothesis, limits=(*hypothesis.limits, surroundings.limit))
+        return (yield from self._verify_region(limited, proposal, found, self._search(hypothesis, []), []))
 
     def _search(
         self, hypothesis: Hypothesis, proposals: Sequence[Proposal], max_trials: int | None = None

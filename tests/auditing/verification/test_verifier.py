@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detcam import adapt
 from detcam.adapters import detector
-from detcam.auditing.case import Trial
+from detcam.auditing.case import LIGHT_FILLS, Trial
 from detcam.auditing.verification import verifier
 from detcam.auditing.verification.evidence import box_region
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
@@ -236,6 +236,27 @@ def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> N
         without = [each for each in result.trials if each.intervention == "without evidence"]
         assert [(each.fill, each.outcome) for each in without] == [("ring", "class flipped"), ("mean", "class flipped")]
         assert {each.fill for each in result.trials} == {"ring", "mean"}, "of the controls, too"
+
+
+def test_light_that_fades_slowly_is_evened() -> None:
+    """Any fill of the surroundings removes their texture, without which there is no detection."""
+    image, hull = spots_image(HULL)
+    rows, columns = torch.arange(64)[:, None], torch.arange(64)[None]
+    image[2] = image[2].maximum(0.1 + 0.6 * torch.exp(-((rows - 30) ** 2 + (columns - 30) ** 2) / (2 * 12**2)))
+    image[1] = 0.1 + 0.02 * torch.randint(2, (64, 64), generator=torch.Generator().manual_seed(0))
+
+    class Barge(Spots):
+        def forward(self, x: Tensor) -> Tensor:
+            texture = (x[:, 1, 20:25].std((1, 2)) > 0.008).float()
+            return boat_or_barge(super().forward(x)) * texture
+
+    around = (slice(20, 25), slice(20, 40))
+    network = Barge([HULL, around], lambda blueness: torch.stack([blueness[0], (2.5 * blueness[1] - 0.3).clamp(0, 1)]))
+    result = verify(network, image, hull, is_confusion=True)
+    assert result.proposal.name == "light around the box" and result.verdict.grade == "weak", result.verdict.reason
+    assert "its details were kept" in result.verdict.reason
+    assert bool(result.evidence[around].any()) and not bool(result.evidence[HULL].any()), "the hull is a detail"
+    assert {each.fill for each in result.trials} == set(LIGHT_FILLS), "of the controls, too"
 
 
 def test_a_detail_of_an_object_that_is_lost_without_larger_regions() -> None:
