@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detcam.adapters.base import Batch, DetectorAdapter
 from detcam.adapters.torchvision.sampling import sample_bilinear
-from detcam.data.images import as_float
+from detcam.data.images import MAX_FLOAT_PIXELS, as_float
 from detcam.geometry import Geometry
 from detcam.trace import gradients_of
 from detcam.utils.batching import batch_slices
@@ -76,12 +76,13 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
         return Batch(transformed.tensors, tuple(geometries))
 
     def _transformed(self, images: Sequence[Tensor]) -> ImageList:
-        """Normalize and resize images as the model does; of images in 8 bits, only the pixels that resizing reads.
+        """Normalize and resize images as the model does; of large images, only the pixels that resizing reads.
 
         A transform of the user's own gets whole images.
         """
         transform: Any = self.model.transform
-        if type(transform) is not GeneralizedRCNNTransform or all(image.is_floating_point() for image in images):
+        is_small = all(image.is_floating_point() and image[0].numel() <= MAX_FLOAT_PIXELS for image in images)
+        if is_small or type(transform) is not GeneralizedRCNNTransform:
             moved = [self._thickened(as_float(image).to(self.device, self.dtype)) for image in images]
             result: ImageList = transform(moved)[0]
             return result

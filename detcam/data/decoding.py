@@ -86,7 +86,7 @@ def _bands(image: Any, path: Path | None, channels: int | None) -> np.ndarray:
     image = upright(image)
     if image.mode.startswith(("I", "F")):
         gray = _deep(image)
-        return np.repeat(gray[..., None], 3 if channels == 3 else 1, axis=2)
+        return np.broadcast_to(gray[..., None], (*gray.shape, 3 if channels == 3 else 1))
     if channels == 1:
         return np.array(image.convert("L"))[..., None]
     if channels in (None, 2, 4) and image.mode not in _RGB_MODES:

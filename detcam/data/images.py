@@ -125,8 +125,10 @@ class ImageReader:
             rgb = ", RGB" if wanted == 3 else f", as the network has {wanted} channels" if wanted else ""
             hint = _channel_hint(array) if wanted == 3 else ""
             raise ValueError(f"{name}: expected an array of shape {shape}{rgb}; got {array.shape}{hint}")
-        channels_first = torch.from_numpy(_plain(np.ascontiguousarray(array.transpose(2, 0, 1))))
-        return self._scaled(channels_first, name, str(array.dtype))
+        is_gray = array.shape[2] == 3 and array.strides[2] == 0 and array[..., 0].size > MAX_FLOAT_PIXELS
+        bands = (array[..., :1] if is_gray else array).transpose(2, 0, 1)
+        scaled = self._scaled(torch.from_numpy(_plain(bands)), name, str(array.dtype))
+        return _marked(scaled.expand(3, -1, -1)) if is_gray else scaled
 
     def _from_tensor(self, tensor: Tensor, name: str) -> Tensor:
         wanted = self.channels
@@ -142,7 +144,7 @@ class ImageReader:
             raise ValueError(f"{name}: expected {count} {many}, shape ({count}, H, W); got {tuple(tensor.shape)}{hint}")
         dtype = str(tensor.dtype).removeprefix("torch.")
         if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            tensor = tensor.to(torch.int64)
+            tensor = tensor.to(torch.float32 if tensor.dtype == torch.uint16 else torch.int64)
         return self._scaled(tensor, name, dtype)
 
     def _scaled(self, tensor: Tensor, name: str, dtype: str) -> Tensor:
@@ -155,7 +157,7 @@ class ImageReader:
     def _scaled_by_rule(self, tensor: Tensor, name: str, dtype: str) -> Tensor:
         if 0 in tensor.shape:
             raise ValueError(f"{name}: the image has no pixels, shape {tuple(tensor.shape)}")
-        if tensor.is_floating_point():
+        if "float" in dtype:
             check_finite(tensor, name)
         if self.value_range is not None:
             low, high = self.value_range
@@ -339,10 +341,10 @@ def check_finite(tensor: Tensor, name: str) -> None:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """An array of a dtype that every version of PyTorch converts, in native byte order."""
-    if array.dtype.byteorder not in ("=", "|"):
-        array = array.astype(array.dtype.newbyteorder("="))
-    return array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
+    """A contiguous, writable array in native byte order, of a dtype that PyTorch computes with; 16 bits become floats."""
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        return array.astype(np.float32 if array.dtype.itemsize == 2 else np.int64, order="C")
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 
 def _channel_hint(array: np.ndarray) -> str:

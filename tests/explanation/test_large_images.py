@@ -16,7 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import detcam
 from detcam import RefineCAM, cam
-from detcam.adapters.torchvision import sampling
+from detcam.adapters.torchvision import detector, sampling
 from detcam.data import decoding, images
 from detcam.explanation import reduction, writer
 from detcam.explanation.writer import read_heatmap, read_index
@@ -150,6 +150,28 @@ def test_images_kept_in_bytes_give_the_same_maps(
     np.testing.assert_array_equal(found.image, expected.image)
     (detections,) = adapter.predict([photograph])
     assert batches[-1][0].dtype == torch.uint8 and detections.image_size_hw == (157, 211)
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 63750)])
+def test_large_images_of_16_bits_give_the_same_maps(
+    value_range: tuple[float, float] | None, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = np.asarray(Image.open(photograph).convert("L")).astype(np.uint16) * 250
+    path = photograph.with_name("deep.png")
+    Image.fromarray(levels).save(path)
+    adapter = zoo.shared("faster_rcnn").adapter
+    reader = images.ImageReader(value_range=value_range)
+    expected = detcam.explain(adapter, reader.read(path), **OPTIONS)[0]  # type: ignore[arg-type]
+    monkeypatch.setattr(images, "MAX_FLOAT_PIXELS", 157 * 211 - 1)
+    monkeypatch.setattr(detector, "MAX_FLOAT_PIXELS", 157 * 211 - 1)
+    whole = reader.read(path)
+    assert whole.shape == (3, 157, 211) and whole.stride(0) == 0, "gray of three channels is one in memory"
+    np.testing.assert_allclose(whole[1], levels / (value_range or (0, 65535))[1], atol=1e-6)
+    monkeypatch.setattr(adapter.model.transform, "forward", None)  # which would normalize the whole image
+    found = detcam.explain(adapter, whole, **OPTIONS)[0]  # type: ignore[arg-type]
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.heatmaps, expected.heatmaps, atol=2e-3)
 
 
 class MirroringTransform(GeneralizedRCNNTransform):
