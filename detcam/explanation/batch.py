@@ -214,13 +214,12 @@ def explain_files(
             images_together,
             {**options, "batch_size": batch_size},
         )
-        done: list[int] = []
         try:
             for number in stage.process(engine, work):
-                done.append(number)
                 for (path, _), row in zip(stage.shards[number], stage.table(number).to_pylist(), strict=True):
                     on_progress(Path(path), json.loads(row["entry"]) if row["entry"] else None, row["error"] or "")
         finally:
+            done = [number for number in range(len(stage.shards)) if stage.is_done(number)]
             index.write(lambda: _entries(stage, done))
         run.remove()
     return index.path

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from detcam.runs.crash_log import CrashLog
 from detcam.runs.overlap import StagedWork, divided, run_overlapped
 from detcam.utils.batching import batches
 from detcam.utils.files import check_same_settings, read_json, remove_temporary_files, replace_file
+from detcam.utils.hooks import complete
 from detcam.utils.precision import autocast_precision
 from detcam.utils.version import __version__
 
@@ -126,7 +128,7 @@ class Stage:
             for part, table in run_overlapped(work, parts):
                 tables.append(table)
                 if part.is_last:
-                    self.keep(part.shard, pa.concat_tables(tables))
+                    complete(partial(self.keep, part.shard, pa.concat_tables(tables)))
                     tables = []
                     yield part.shard
 
