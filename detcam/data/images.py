@@ -341,7 +341,7 @@ def check_finite(tensor: Tensor, name: str) -> None:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """A contiguous, writable array in native byte order, of a dtype that PyTorch computes with; 16 bits become floats."""
+    """A contiguous, writable array in native byte order, of a dtype that PyTorch computes with; 16 bits as floats."""
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         return array.astype(np.float32 if array.dtype.itemsize == 2 else np.int64, order="C")
     return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
