@@ -82,9 +82,10 @@ class Assignment:
         r"""Estimate how many errors have a cause.
 
         An unexplained error counts with the share :math:`p_j` of its neighbors that have the cause. The interval uses
-        the residuals of cross-validation, :math:`r_i = y_i - p_i`: the variance of the sum over u errors is
-        :math:`u v + u^2 v / n`, with :math:`v = (\sum_i r_i^2 + z^2 / 2) / (n + z^2)` for :math:`z = 1.96`. The
-        smoothing is that of Agresti and Coull: n explained errors without a residual do not prove that there is none.
+        the residuals of cross-validation, :math:`r_i = y_i - p_i`: with n explained and u unexplained errors that can
+        have the cause, the variance of the sum is :math:`u v + u^2 v / n`,
+        :math:`v = (\sum_i r_i^2 + z^2 / 2) / (n + z^2)`, :math:`z = 1.96`. The smoothing is that of Agresti and Coull:
+        that n explained errors have no residual does not prove that there is none.
 
         Args:
             members: indices of the explained errors with the cause.
@@ -94,22 +95,22 @@ class Assignment:
             The number of explained and unexplained errors, and the limits of its 95 % interval.
         """
         held = set(members)
-        total, count = float(len(held)), len(self.assigned)
+        total, count = float(len(held)), self._candidates(self.assigned, held, keys)
         if not count:
             return total, total, total
         shares = self._shares(self.assigned, self.neighbors, held, keys)
         truth = np.array([index in held for index in self.explained.tolist()], dtype=float)
         residuals = truth - self._shares(self.explained, self.held_out, held, keys)
-        size, squared = len(self.explained), INTERVAL_WIDTH**2
+        size, squared = self._candidates(self.explained, held, keys), INTERVAL_WIDTH**2
         variance = (float((residuals**2).sum()) + squared / 2) / (size + squared) * (count + count**2 / size)
         estimate, half = total + float(shares.sum()), INTERVAL_WIDTH * math.sqrt(variance)
-        return estimate, max(estimate - half, total), min(estimate + half, total + self._candidates(held, keys))
+        return estimate, max(estimate - half, total), min(estimate + half, total + count)
 
-    def _candidates(self, held: Collection[int], keys: Collection[ClassKey] | None) -> int:
-        """Number of unexplained errors that can have a cause: missed objects if it has some, and so on."""
+    def _candidates(self, indices: np.ndarray, held: Collection[int], keys: Collection[ClassKey] | None) -> int:
+        """Number of errors that can have a cause: missed objects if it has some, and so on."""
         sides = {_is_missed(self.cases[index]) for index in held}
-        indices = [index for index in self.assigned.tolist() if _is_missed(self.cases[index]) in sides]
-        return len(indices) if keys is None else sum(self._keys[index] in keys for index in indices)
+        found = [index for index in indices.tolist() if _is_missed(self.cases[index]) in sides]
+        return len(found) if keys is None else sum(self._keys[index] in keys for index in found)
 
     def most_likely(self, members: Collection[int], keys: Collection[ClassKey] | None) -> list[int]:
         """Indices of the unexplained errors whose neighbors have a cause in the majority; arguments as in `count`."""

@@ -20,6 +20,11 @@ MAX_TRIES = 60
 """Random positions that are tried for a transplant."""
 DEFAULT_TRANSPLANTS = 3
 """Images into which the evidence of each case is transplanted."""
+MAX_VERTICAL_SHIFT = 0.1
+"""Maximum vertical shift of a background error's evidence relative to the image's height: size and surroundings of most
+things depend on where they are between sky and foreground."""
+MIN_CONTRAST = 32
+"""Minimum difference from the surroundings, of 255, at which a pixel is pasted as it is."""
 MAX_COVERED = 0.5
 """Maximum share of an object that a fill may cover: the object has to remain visible."""
 
@@ -146,9 +151,12 @@ def _find_shift(
     hull = (min(patch[0], left), min(patch[1], top), max(patch[2], right_edge), max(patch[3], bottom))
     if hull[2] - hull[0] > width or hull[3] - hull[1] > height:
         return None
-    for _ in range(MAX_TRIES):
+    same_height = (hull[1] + hull[3]) / 2 * (height / case.image_size_hw[0] - 1)
+    limit = MAX_VERTICAL_SHIFT * height
+    highest, lowest = max(same_height - limit, -hull[1]), min(same_height + limit, height - hull[3])
+    for _ in range(MAX_TRIES if highest <= lowest else 0):
         right = round(random.uniform(0, width - (hull[2] - hull[0])) - hull[0])
-        down = round(random.uniform(0, height - (hull[3] - hull[1])) - hull[1])
+        down = round(random.uniform(highest, lowest))
         if _is_inside(_moved(patch, right, down), height, width) and not _touches(
             _moved(hull, right, down), [item.box_xyxy for item in target.objects]
         ):
@@ -157,10 +165,10 @@ def _find_shift(
 
 
 def paste_region(source: np.ndarray, region: np.ndarray, target: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
-    """Add what a region (H, W) bool of an image shows, relative to its surroundings, to another image.
+    """Paste what a region (H, W) bool of an image shows, relative to its surroundings, into another image.
 
-    The difference from the fill of the region is added rather than the pixels, so that no patch of other water, grass
-    or light shows where the region comes from.
+    Pixels that differ clearly from the fill of the region are pasted as they are. Of the others, the difference is
+    added, so that no patch of other water, grass or light shows where the region comes from.
 
     Args:
         source: (H, W, 3) uint8.
@@ -171,12 +179,16 @@ def paste_region(source: np.ndarray, region: np.ndarray, target: np.ndarray, shi
     right, down = shift
     rows, columns = np.nonzero(region)
     top, bottom, left, end = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-    difference = source[top:bottom, left:end].astype(np.float32) - fill_pixels(source, region)[top:bottom, left:end]
+    patch = source[top:bottom, left:end].astype(np.float32)
+    difference = patch - fill_pixels(source, region)[top:bottom, left:end]
+    contrast = np.abs(difference).max(-1, keepdims=True)
+    opaque = np.clip(2 * contrast / max(float(contrast.max()) / 2, MIN_CONTRAST) - 1, 0, 1)
     alpha = cv2.GaussianBlur(region[top:bottom, left:end].astype(np.float32), (0, 0), 0.8)
     alpha = np.where(region[top:bottom, left:end], alpha, 0)[..., None]
     result = target.copy()
     window = result[top + down : bottom + down, left + right : end + right]
-    window[:] = np.rint(window + alpha * difference).clip(0, 255).astype(np.uint8)
+    change = opaque * (patch - window) + (1 - opaque) * difference
+    window[:] = np.rint(window + alpha * change).clip(0, 255).astype(np.uint8)
     return result
 
 

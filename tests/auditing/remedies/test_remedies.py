@@ -263,13 +263,25 @@ def test_an_absent_context_is_not_filled(report: Path, originals: Path) -> None:
     assert case.needs_context and [item.kind for item in make_counterfactuals(data, [case], 3)] == ["original"]
 
 
-def test_pasting_adds_the_difference_from_the_surroundings() -> None:
+def test_evidence_is_pasted_as_it_is_and_its_faint_surroundings_by_their_difference() -> None:
     source, target = pixels_of(0), np.full((SIZE, SIZE, 3), 60, np.uint8)
-    pasted = paste_region(source, grown(mark()), target, (20, 10))
-    center = pasted[26:28, 23:25].astype(int)
-    expected = 60 + np.array([250, 30, 30]) - 90
-    assert np.abs(center - expected.clip(0)).max() <= 4
+    source[15:19, 6:12] += 10
+    region = grown(mark())
+    region[13:21, 6:14] = True
+    pasted = paste_region(source, region, target, (20, 10)).astype(int)
+    assert np.abs(pasted[26:28, 23:25] - [250, 30, 30]).max() <= 4
+    assert np.abs(pasted[26:28, 28:31] - 70).max() <= 3, "10 brighter than the ground, as in the source"
     assert (pasted[:20] == 60).all() and (fill_pixels(target, mark()) == 60).all()
+
+
+def test_evidence_stays_near_its_height(report: Path, originals: Path) -> None:
+    """In a view from the side, sky and foreground are not where the error occurs."""
+    data = ReportData.load(report, originals)
+    for item in make_counterfactuals(data, [data.cases["image-0-detection-0"]], transplants=5):
+        if item.kind == "transplanted":
+            change = np.abs(item.pixels.astype(int) - pixels_of(int(item.image.image_id))).max(-1)
+            rows, _ = np.nonzero(change > 60)
+            assert 15 - SIZE / 10 <= rows.min() and rows.max() < 19 + SIZE / 10
 
 
 def test_training_sets_load_as_coco_and_as_yolo(repaired: Path) -> None:
