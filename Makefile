@@ -111,7 +111,7 @@ planted-peers: $(VENV)/.installed-dev
 
 repair-proof: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family two-stage --out build/repair
-	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family yolo --steps 160 --explain 24 --out build/repair
+	$(QUIET) $(BIN)/python tests/peers/measure_repair.py --family yolo --scenes 30 --steps 160 --explain 24 --out build/repair
 
 blood-cells: $(VENV)/.installed-dev
 	$(QUIET) $(BIN)/python tests/peers/measure_blood_cells.py --out build/blood-cells

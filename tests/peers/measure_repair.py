@@ -1,7 +1,7 @@
 """Whether counterfactual pairs repair a detector with a known shortcut, beside the usual remedies at equal budget.
 
     python tests/peers/measure_repair.py --family two-stage --out build/repair
-    python tests/peers/measure_repair.py --family yolo --steps 160 --explain 24 --out build/repair
+    python tests/peers/measure_repair.py --family yolo --scenes 30 --steps 160 --explain 24 --out build/repair
 
 The detectors have learned that a boat has a wake, and find boats where a wake has none. Each remedy adds as many images
 to the training data, and trains for as many steps, half of each batch from the added images. The table counts false
@@ -36,7 +36,8 @@ from detcam.synthetic.training import training_pair
 
 BATCH_SIZE = 8
 THRESHOLD = 0.5
-AUDITED, FRESH, NEUTRAL = range(20_000, 20_030), range(30_000, 30_060), range(40_000, 40_060)
+FIRST_AUDITED = 20_000
+FRESH, NEUTRAL = range(30_000, 30_060), range(40_000, 40_060)
 Pair = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -164,7 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--family", choices=("two-stage", "yolo"), default="two-stage")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--explain", type=int, default=30, help="false positives to explain per audit")
+    parser.add_argument("--scenes", type=int, default=60, help="audited scenes")
+    parser.add_argument("--explain", type=int, default=60, help="false positives to explain per audit")
     parser.add_argument("--yolo-steps", type=int, default=900, help="steps of the training with the shortcut")
     parser.add_argument("--remedies", default="counterfactual,audited,background,erasing")
     parser.add_argument("--out", type=Path, default=Path("build/repair"))
@@ -173,7 +175,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     start = load_detector(args.family, family, out / "yolo.pt", args.yolo_steps)
 
-    audited = write_coco(out / "audited", [label_anchored_boats(draw_scene(seed)) for seed in AUDITED])
+    audited_scenes = [label_anchored_boats(draw_scene(FIRST_AUDITED + number)) for number in range(args.scenes)]
+    audited = write_coco(out / "audited", audited_scenes)
     fresh_scenes = [label_anchored_boats(draw_scene(seed)) for seed in FRESH]
     fresh = write_coco(out / "fresh", fresh_scenes)
     neutral = write_coco(out / "neutral", [neutral_scene(seed) for seed in NEUTRAL])
