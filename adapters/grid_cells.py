@@ -17,6 +17,8 @@ from detcam.geometry import Geometry
 
 MAX_CACHED_GRIDS = 8
 """Number of input sizes whose cells are kept."""
+MAX_CACHED_CELLS = 256
+"""Number of sources whose cells are kept."""
 
 
 class GridCells:
@@ -35,7 +37,7 @@ class GridCells:
     def __init__(
         self, grids: Sequence[tuple[int, int]], steps_xy: Sequence[tuple[float, float]], geometry: Geometry
     ) -> None:
-        self.grids = list(grids)
+        self.grids, self.steps_xy = list(grids), list(steps_xy)
         self.starts = [0, *itertools.accumulate(rows * columns for rows, columns in grids)]
         self.geometry = geometry
         self.points, self.steps = _points_and_steps(tuple(grids), tuple(steps_xy))
@@ -58,10 +60,17 @@ class GridCells:
         """
         if not 0 <= source.level < len(self.grids):
             raise ValueError(f"expected a source at level 0 to {len(self.grids) - 1}; got {source}")
-        start, stop = self.starts[source.level : source.level + 2]
-        points = self.points[start:stop]
-        scale, offset = points.new_tensor(self.geometry.scale_xy), points.new_tensor(self.geometry.offset_xy)
-        return start + nearest_source((points - offset) / scale, source)
+        return self.starts[source.level] + _nearest_cell(
+            self.grids[source.level], self.steps_xy[source.level], self.geometry, source
+        )
+
+
+@lru_cache(MAX_CACHED_CELLS)  # audits read the same few cells in many perturbed images
+def _nearest_cell(grid: tuple[int, int], step_xy: tuple[float, float], geometry: Geometry, source: Source) -> int:
+    """The number of a level's cell whose center is nearest to that of a source."""
+    points, _ = _points_and_steps((grid,), (step_xy,))
+    scale, offset = points.new_tensor(geometry.scale_xy), points.new_tensor(geometry.offset_xy)
+    return nearest_source((points - offset) / scale, source)
 
 
 @lru_cache(MAX_CACHED_GRIDS)

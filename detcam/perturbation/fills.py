@@ -235,9 +235,9 @@ class LinearFill(Fill):
 
     def _fill(self, images: Tensor, removed: Tensor, noise: Tensor | None) -> Tensor:
         check_masks(images, removed)
-        whole = removed.flatten(1).all(1)
-        filled = harmonic_fill(images, removed & ~whole[:, None, None])
-        if whole.any():
+        whole = torch.from_numpy(removed.cpu().numpy().all((1, 2))).to(removed.device)
+        filled = harmonic_fill(images, removed & ~whole[:, None, None] if bool(whole.any()) else removed)
+        if bool(whole.any()):
             filled[whole] = MeanFill()(images.expand(len(removed), -1, -1, -1)[whole], removed[whole])
         return filled if noise is None else filled.addcmul_(removed[:, None].to(filled), noise)
 

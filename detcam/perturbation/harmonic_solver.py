@@ -61,27 +61,28 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
     Raises:
         ValueError: every pixel of an image is removed.
     """
-    if removed.flatten(1).all(1).any():
+    masks = removed.cpu().numpy()  # NumPy reduces masks ten times as fast as PyTorch
+    if any(mask.all() for mask in masks):
         raise ValueError("every pixel of an image is removed, so there is nothing to fill it from; keep some")
     filled = images.expand(len(removed), -1, -1, -1).clone()
-    pending = torch.nonzero(removed.flatten(1).any(1))[:, 0].tolist()
+    pending = [k for k, mask in enumerate(masks) if mask.any()]
     if not pending:
         return filled
     queue = iter(pending)
 
-    def run_worker(_: int) -> list[tuple[int, Float64Array]]:
+    def run_worker(_: int) -> list[tuple[Tensor, MaskArray, Float64Array]]:
         """Solve images until the queue is empty."""
         solutions = []
         for k in queue:
-            mask = removed[k].cpu().numpy()
             # Pixels beyond the neighbors of the missing ones change nothing.
-            rows, columns = with_margin(extent(mask), 1, mask.shape)
-            mask, image = mask[rows, columns], filled[k, :, rows, columns].cpu().double().numpy()
+            rows, columns = with_margin(extent(masks[k]), 1, masks[k].shape)
+            window, mask = filled[k, :, rows, columns], masks[k][rows, columns]
+            image = window.cpu().double().numpy()
             if mask.sum() <= (MAX_COMPACT_FACTORIZED if mask.mean() >= MIN_COMPACT_FRACTION else MAX_FACTORIZED):
                 solution = solve_by_factorization(mask, image)
             else:
                 solution = Multigrid(mask.shape[0], mask.shape[1], len(image)).solve(mask, image)
-            solutions.append((k, solution))
+            solutions.append((window, mask, solution))
         return solutions
 
     # As many threads as PyTorch uses: nearly all of the work releases the global interpreter lock.
@@ -91,8 +92,8 @@ def harmonic_fill(images: Tensor, removed: Tensor) -> Tensor:
     else:
         with ThreadPoolExecutor(workers) as pool:
             solutions = list(pool.map(run_worker, range(workers)))
-    for k, values in chain.from_iterable(solutions):
-        filled[k][:, removed[k]] = torch.from_numpy(values).to(filled)
+    for window, mask, values in chain.from_iterable(solutions):
+        window[:, torch.from_numpy(mask).to(filled.device)] = torch.from_numpy(values).to(filled)
     return filled
 
 
