@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from detcam.auditing.case import Trial
 from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.verdict import remaining_score
 
@@ -37,7 +38,9 @@ class _Cells:
     centers: Tensor
 
 
-def removal_map(segments: Tensor, box: Tensor, score: float) -> Investigation[Tensor]:
+def removal_map(
+    segments: Tensor, box: Tensor, score: float, counts: Callable[[Trial], bool] = lambda trial: True
+) -> Investigation[Tensor]:
     """Build a map by removing groups of segments, and splitting the groups that cost the most.
 
     The first groups are the box and the four quarters of the rest. The group with the largest drop is split in two
@@ -48,6 +51,7 @@ def removal_map(segments: Tensor, box: Tensor, score: float) -> Investigation[Te
         segments: (h, w) int64, labels of segments.
         box: (h, w) bool, the predicted box.
         score: the detection's score, in [0, 1].
+        counts: whether the drop of a trial counts; of others it is 0.
 
     Returns:
         (h, w) float32, >= 0.
@@ -63,7 +67,7 @@ def removal_map(segments: Tensor, box: Tensor, score: float) -> Investigation[Te
         trials = yield [Removal("without part", region) for region in regions]
         for group, region, trial in zip(pending, regions, trials, strict=True):
             count += 1
-            drop = max(score - remaining_score(trial), 0.0) / max(score, 1e-9)
+            drop = max(score - remaining_score(trial), 0.0) / max(score, 1e-9) if counts(trial) else 0.0
             area = float(region.float().mean())
             heatmap += region * drop / max(area, 1e-9) ** 0.5
             if drop >= MIN_DROP and int(group.sum()) > 1 and area > 2 * MIN_GROUP_FRACTION:

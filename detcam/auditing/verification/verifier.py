@@ -23,7 +23,7 @@ from detcam.auditing.verification.interventions import (
     remembering,
     run_investigations,
 )
-from detcam.auditing.verification.proposals import Proposal
+from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import probe_regions
 from detcam.auditing.verification.region_reduction import distinct_pixels, reduce_region, try_with_margin
 from detcam.auditing.verification.region_search import (
@@ -41,7 +41,13 @@ from detcam.auditing.verification.surroundings import (
     with_later_fills,
 )
 from detcam.auditing.verification.transplants import Transplantation
-from detcam.auditing.verification.verdict import MIN_WEAK_EFFECT, Verdict, decide_verdict, remaining_score
+from detcam.auditing.verification.verdict import (
+    MAX_STRONG_FRACTION,
+    MIN_WEAK_EFFECT,
+    Verdict,
+    decide_verdict,
+    remaining_score,
+)
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill
 
@@ -150,10 +156,17 @@ class Verifier:
     def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
         """Verify regions without which the object has another class: single ones, then the smallest of the maps.
 
-        If none is confirmed, details of the regions without which the object is lost are removed; then the light around
-        the box is evened, and the surroundings of the box are removed, with fills that do not paint them again.
+        Without maps, coarse-to-fine removal makes one. If none is confirmed, details of the regions without which the
+        object is lost are removed; then the light around the box is evened, and the surroundings are removed, with
+        fills that do not paint them again.
         """
         best: VerificationResult | None = None
+        max_fraction = 1.0
+        if not hypothesis.proposals.maps and hypothesis.segments is not None:  # a black box
+            segments, counts = hypothesis.segments(), hypothesis.is_control
+            heatmap = yield from removal_map(segments, hypothesis.box, hypothesis.score, counts)
+            hypothesis = replace(hypothesis, proposals=Proposals([Proposal(REMOVAL_NAME, heatmap)]))
+            max_fraction = MAX_STRONG_FRACTION  # the surroundings are smaller
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps, MAX_CONFUSION_TRIALS)
         while probes is not None and len(probes.regions):
@@ -166,7 +179,7 @@ class Verifier:
             # Without an ending, the other regions were among those that were removed together.
             probes = probes.following() if ending else None
         found = yield from search.next_region()
-        if found is not None:
+        if found is not None and float(found.region.float().mean()) < max_fraction:
             result = yield from self._verify(hypothesis, maps, search, found, [])
             best = _better(best, result)
         if not _is_confirmed(best):

@@ -17,3 +17,10 @@ def test_coarse_to_fine_removal_finds_a_cause_without_gradients() -> None:
     row, column = divmod(int(heatmap.argmax()), 100)
     assert bool(disc(70, 25, 10)[row, column]) and count <= MAX_REMOVALS
     assert float(heatmap[cause].mean()) > 10 * float(heatmap[~disc(70, 25, 30)].mean())
+
+
+def test_drops_that_do_not_count_are_not_searched() -> None:
+    segments = (torch.arange(100)[:, None] // 7 * 20 + torch.arange(100)[None] // 7).long()
+    removal = removal_map(segments, disc(40, 60, 15), 0.9, lambda trial: trial.outcome == "unchanged")
+    heatmap, count = drive(removal, lambda each, fill: bool(each[70, 25]))
+    assert not bool(heatmap.any()) and count <= 6

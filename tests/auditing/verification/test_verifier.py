@@ -19,6 +19,7 @@ from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.auditing.verification.verifier import Verifier
 from detcam.demo.model import load_demo_detector
+from detcam.methods.common.region_proposals import color_segments
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill, UniformFill
 from detcam.synthetic.harbor import draw_scene
@@ -49,14 +50,14 @@ def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
 def verify(
     network: nn.Module,
     image: Tensor,
-    heatmap: Tensor,
+    heatmap: Tensor | None,
     fills: Sequence[Fill] | None = None,
     segments: Callable[[], Tensor] | None = None,
     regions: Sequence[tuple[slice, slice]] = (),
     *,
     is_confusion: bool = False,
 ) -> VerificationResult:
-    """Verify that a map shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
+    """Verify that a map, if any, shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
     adapter = detector(network.eval(), decode_blueness, names=["boat", "barge"], target_layers="seen").without_layers()
     size = (image.shape[1], image.shape[2])
     box = box_region(POND, size)
@@ -70,8 +71,9 @@ def verify(
         proposed = torch.zeros(len(regions), *size, dtype=torch.bool)
         for region, place in zip(proposed, regions, strict=True):
             region[place] = True
-        probes = RegionProbes(heatmap[None], proposed, torch.zeros(size)) if regions else None
-        proposals = Proposals([Proposal("map", heatmap)], probes)
+        maps = [] if heatmap is None else [Proposal("map", heatmap)]
+        probes = RegionProbes(maps[0].heatmap[None], proposed, torch.zeros(size)) if regions else None
+        proposals = Proposals(maps, probes)
         (result,) = Verifier(scorer, fills).verify(
             [Hypothesis("case", criterion, score, proposals, box, box, segments, is_confusion=is_confusion)]
         )
@@ -236,6 +238,18 @@ def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> N
         without = [each for each in result.trials if each.intervention == "without evidence"]
         assert [(each.fill, each.outcome) for each in without] == [("ring", "class flipped"), ("mean", "class flipped")]
         assert {each.fill for each in result.trials} == {"ring", "mean"}, "of the controls, too"
+
+
+def test_without_maps_the_cause_of_a_wrong_class_is_found_from_coarse_to_fine() -> None:
+    """Groups with the hull, without which nothing is detected, are not split: that would take 45 perturbed images."""
+    hull = (slice(29, 32), slice(29, 32))
+    image, _ = spots_image(hull, LEFT)
+    result = verify(
+        Spots([hull, LEFT], boat_or_barge), image, None, segments=lambda: color_segments(image), is_confusion=True
+    )
+    assert result.proposal.name == "coarse-to-fine removal" and result.forward_passes <= 40
+    assert result.verdict.reason.startswith("class flipped without the evidence; effect"), result.verdict.reason
+    assert bool(result.evidence[LEFT].any()) and not bool(result.evidence[hull].any())
 
 
 def test_light_that_fades_slowly_is_evened() -> None:
