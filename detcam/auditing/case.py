@@ -21,10 +21,13 @@ half the box's size around the box; ``scene``: the rest of the image.
 """
 EVIDENCE_LOCATIONS: tuple[EvidenceLocation, ...] = get_args(EvidenceLocation)
 
-Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged", "appeared", "absent"]
-"""State of a detection in a perturbed image; of a missed object, ``appeared`` if it is found, else ``absent``."""
-PERSISTING: tuple[Outcome, ...] = ("unchanged", "absent")
-"""Outcomes with which an error persists."""
+Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged", "object lost", "appeared", "absent"]
+"""State of a detection in a perturbed image; of a missed object, ``appeared`` if it is found, else ``absent``.
+
+``object lost``: a second box of an object ends, and the object's correct detection with it.
+"""
+PERSISTING: tuple[Outcome, ...] = ("unchanged", "object lost", "absent")
+"""Outcomes with which an error persists: without the object, that a second box of it ends says nothing."""
 
 Intervention: TypeAlias = Literal[
     "without evidence",

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, DetectorAdapter
-from detcam.auditing.case import AuditCase, EvidenceLocation
+from detcam.auditing.case import AuditCase, Box, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
-from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
+from detcam.auditing.error_targets import ErrorQuestion, detection_target, object_box, question_for
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
@@ -347,6 +348,7 @@ class ErrorExplainer:
         segments: Callable[[], Tensor],
     ) -> Hypothesis:
         error, ground_truth = image.errors[number], image.ground_truth
+        first = self._first_box(error, image)
         is_localization = error.type == "localization" and error.ground_truth_index is not None
         criterion = PersistenceCriterion.from_output(
             output,
@@ -355,6 +357,7 @@ class ErrorExplainer:
             own_candidate_only=error.type == "duplicate",
             ground_truth_xyxy=object_box(ground_truth, error.ground_truth_index or 0) if is_localization else None,
             iou_threshold=self.iou_threshold,
+            first_xyxy=first,
         )
         concerned, _ = object_regions(error, ground_truth, masks=self.masks)
         box = box_region(detection.box_xyxy, ground_truth.image_size_hw)
@@ -368,7 +371,20 @@ class ErrorExplainer:
             box_on_input if concerned is None else mapping.to_input((box | concerned).float()) > 0.5,
             segments if self.cam is None else None,
             is_confusion=error.type == "classification" and _is_known(error, ground_truth),
+            is_second=first is not None and self.cam is None,
         )
+
+    def _first_box(self, error: DetectionError, image: ErrorImage) -> Box | None:
+        """The box of another detection, a correct one, of the object that a duplicate or localization error is on."""
+        found = image.detections
+        if error.ground_truth_index is None or error.type not in ("localization", "duplicate"):
+            return None
+        iou = box_iou(image.ground_truth.boxes_xyxy[[error.ground_truth_index]].float(), found.boxes_xyxy.float())[0]
+        is_correct = (found.labels == error.label) & (found.scores >= self.score_threshold)
+        iou = iou.where(is_correct, iou.new_tensor(-1.0))
+        iou[error.detection_index or 0] = -1.0
+        best = int(iou.argmax())
+        return detection_target(found, best).box_xyxy if float(iou[best]) >= self.iou_threshold else None
 
     def _appearance_hypothesis(
         self,

@@ -28,6 +28,9 @@ MAX_CLEAR_SCORE = 0.5
 SAME_CLASS_LIMIT = "no region was found without which the object has another class"
 """What limits the grade of a region that is verified after none was found that changes the class."""
 
+OUTSIDE_LIMIT = "the object has two boxes, and no region outside them is known to end this one"
+"""What limits the grade of a region of the object without which its second box ends."""
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -44,6 +47,8 @@ class Hypothesis:
             confirmed; None leaves it out.
         is_confusion: whether the detector must report the object with another class without the evidence. Without a
             part of an object, any detection of it ends; this says nothing about its class.
+        is_second: whether another detection of the object is correct. Then regions outside the box and the object are
+            searched first: without a part of the object, any further box there vanishes, whatever makes it.
         limits: what limits the grade of a verdict.
     """
 
@@ -55,6 +60,7 @@ class Hypothesis:
     inside: Tensor
     segments: Callable[[], Tensor] | None = None
     is_confusion: bool = False
+    is_second: bool = False
     limits: tuple[str, ...] = ()
 
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
@@ -85,7 +91,17 @@ class Hypothesis:
 
     def is_control(self, trial: Trial) -> bool:
         """Whether the trial of a control can be compared: of a confusion, one in which the object is still detected."""
+        if trial.outcome == "object lost":
+            return False
         return not self.is_confusion or trial.outcome in ("unchanged", "class flipped")
+
+    def outside(self) -> Hypothesis:
+        """The claim that the maps show the cause outside the box and the object."""
+        return replace(self, proposals=self.proposals.outside(self.inside), is_second=False)
+
+    def without_outside(self) -> Hypothesis:
+        """The claim that the maps show the cause anywhere, after none was found outside the box and the object."""
+        return replace(self, is_second=False, limits=(*self.limits, OUTSIDE_LIMIT))
 
     def without_confusion(self) -> Hypothesis:
         """The claim that the maps show what the detection needs, whatever becomes of the object."""

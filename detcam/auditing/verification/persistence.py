@@ -38,6 +38,7 @@ class PersistenceCriterion:
         neighbors: (K, 4) boxes of its class near it in the unperturbed image, with scores above the threshold.
         ground_truth_xyxy: for a localization error, the box of the object; else None.
         iou_threshold: minimum IoU with that object, in (0, 1], at which the location is correct.
+        first_xyxy: box of the correct detection of an object with two detections, which has to remain; else None.
     """
 
     target: BoxTarget
@@ -46,6 +47,7 @@ class PersistenceCriterion:
     neighbors: Tensor
     ground_truth_xyxy: Box | None = None
     iou_threshold: float = MIN_SAME_IOU
+    first_xyxy: Box | None = None
 
     @classmethod
     def from_output(
@@ -57,6 +59,7 @@ class PersistenceCriterion:
         own_candidate_only: bool = False,
         ground_truth_xyxy: Box | None = None,
         iou_threshold: float = MIN_SAME_IOU,
+        first_xyxy: Box | None = None,
     ) -> PersistenceCriterion:
         """Create the criterion from the output for the unperturbed image.
 
@@ -71,6 +74,7 @@ class PersistenceCriterion:
             own_candidate_only: whether other candidates are ignored.
             ground_truth_xyxy: for a localization error, the box of the object, pixels of the image.
             iou_threshold: minimum IoU of a true positive.
+            first_xyxy: the box of another, correct detection of the object; None if there is none.
         """
         boxes, scores = (part.float().cpu() for part in output.raw_candidates())
         iou = _iou(target.box_xyxy, boxes)
@@ -79,7 +83,10 @@ class PersistenceCriterion:
             current = float(_iou(target.box_xyxy, torch.tensor([ground_truth_xyxy], dtype=torch.float32))[0])
             reached = current >= iou_threshold
             iou_threshold = (1 + current) / 2 if reached else max(iou_threshold + IOU_MARGIN, current + MIN_IOU_GAIN)
-        criterion = cls(target, score_threshold, own_candidate_only, boxes[near], ground_truth_xyxy, iou_threshold)
+        neighbors = boxes[near]
+        criterion = cls(
+            target, score_threshold, own_candidate_only, neighbors, ground_truth_xyxy, iou_threshold, first_xyxy
+        )
         if ground_truth_xyxy is not None and criterion.evaluate(output)[1] != "unchanged":
             # A correct detection of the object is there already, so that only the own candidate tells.
             return replace(criterion, own_candidate_only=True)
@@ -91,6 +98,15 @@ class PersistenceCriterion:
         Returns:
             The score in [0, 1], and the outcome.
         """
+        score, outcome = self._own_outcome(output)
+        if self.first_xyxy is not None and outcome != "unchanged":
+            boxes, scores = (part.float().cpu() for part in output.raw_candidates())
+            at_first = _iou(self.first_xyxy, boxes) >= MIN_SAME_IOU
+            if not bool((scores[at_first, self.target.label] >= self.score_threshold).any()):
+                return score, "object lost"
+        return score, outcome
+
+    def _own_outcome(self, output: DetectorOutput) -> tuple[float, Outcome]:
         label = self.target.label
         # Read first: some outputs then have the own candidate at hand.
         others = None if self.own_candidate_only else output.raw_candidates()

@@ -60,6 +60,12 @@ class Proposals:
     maps: Sequence[Proposal]
     probes: RegionProbes | None = None
 
+    def outside(self, region: Tensor) -> Proposals:
+        """The proposals without a region (h, w) bool, and without maps that have nothing elsewhere."""
+        maps = [Proposal(each.name, each.heatmap * ~region) for each in self.maps]
+        probes = None if self.probes is None else self.probes.outside(region)
+        return Proposals([each for each in maps if bool(each.heatmap.any())], probes)
+
 
 def gradient_proposals(
     adapter: Adapter,

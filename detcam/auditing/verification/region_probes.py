@@ -89,6 +89,13 @@ class RegionProbes:
         is_kept = torch.tensor(kept, dtype=torch.bool)
         return replace(self, regions=self.regions[is_kept]), list(dilated[~is_kept])
 
+    def outside(self, box: Tensor) -> RegionProbes:
+        """The probes outside a box (h, w) bool: regions, without their pixels in the box, and spots."""
+        kept = [region & ~box for region in self.regions if _is_outside(region, box)]
+        regions = [*kept, *self.spots_outside(box)][:MAX_JOINED]
+        stacked = torch.stack(regions) if regions else self.regions[:0]
+        return RegionProbes(self.levels * ~box, stacked, self.sensitivity * ~box)
+
     def spots_outside(self, box: Tensor) -> list[Tensor]:
         """Spots (h, w) bool outside a box (h, w) bool, the most promising first, each without its pixels in the box.
 

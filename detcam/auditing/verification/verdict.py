@@ -67,6 +67,8 @@ def decide_verdict(
     without = [trial for trial in trials if trial.intervention == "without evidence"]
     if not without:
         return Verdict("not tested", math.nan, "no region was removed")
+    if any(trial.outcome == "object lost" for trial in without):
+        return Verdict("not confirmed", math.nan, "the correct detection of the object ends with it")
     persisting = [trial for trial in without if trial.outcome == "unchanged"]
     if persisting:
         lowest = min(trial.score for trial in without)

@@ -128,6 +128,22 @@ class Verifier:
             if best is not None and _is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_confusion()
+        if hypothesis.is_second:
+            best = yield from self._verify_proposals(hypothesis.outside())
+            if best is not None and _is_confirmed(best):
+                return best
+            hypothesis = hypothesis.without_outside()
+        best = _better(best, (yield from self._verify_proposals(hypothesis)))
+        if not _is_confirmed(best) and hypothesis.segments is not None:
+            heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
+            proposals = [Proposal(REMOVAL_NAME, heatmap)]
+            result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
+            best = _better(best, result)
+        return best if best is not None else _without_evidence(hypothesis)
+
+    def _verify_proposals(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
+        """Verify the smallest region of the maps, and the regions that are removed one by one."""
+        best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps)
         found = yield from search.next_region()
@@ -146,12 +162,7 @@ class Verifier:
         if not _is_confirmed(best) and maps:
             result = yield from self._verify(hypothesis, maps, search, found, further)
             best = _better(best, result)
-        if not _is_confirmed(best) and hypothesis.segments is not None:
-            heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
-            proposals = [Proposal(REMOVAL_NAME, heatmap)]
-            result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
-            best = _better(best, result)
-        return best if best is not None else _without_evidence(hypothesis)
+        return best
 
     def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
         """Verify regions without which the object has another class: single ones, then the smallest of the maps.
