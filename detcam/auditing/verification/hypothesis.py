@@ -49,6 +49,8 @@ class Hypothesis:
             part of an object, any detection of it ends; this says nothing about its class.
         is_second: whether another detection of the object is correct. Then regions outside the box and the object are
             searched first: without a part of the object, any further box there vanishes, whatever makes it.
+        is_outside: whether only regions outside the box and the object are claimed. Then controls beside the evidence
+            lie around the box instead of in it.
         limits: what limits the grade of a verdict.
     """
 
@@ -61,6 +63,7 @@ class Hypothesis:
     segments: Callable[[], Tensor] | None = None
     is_confusion: bool = False
     is_second: bool = False
+    is_outside: bool = False
     limits: tuple[str, ...] = ()
 
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
@@ -97,7 +100,7 @@ class Hypothesis:
 
     def outside(self) -> Hypothesis:
         """The claim that the maps show the cause outside the box and the object."""
-        return replace(self, proposals=self.proposals.outside(self.inside), is_second=False)
+        return replace(self, proposals=self.proposals.outside(self.inside), is_second=False, is_outside=True)
 
     def without_outside(self) -> Hypothesis:
         """The claim that the maps show the cause anywhere, after none was found outside the box and the object."""

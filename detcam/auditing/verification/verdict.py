@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from detcam.auditing.case import Grade, Trial
+from detcam.auditing.case import Grade, Intervention, Trial
 
 MIN_STRONG_EFFECT = 0.5
 """Minimum effect of a strong verdict."""
@@ -16,6 +16,12 @@ MAX_STRONG_FRACTION = 0.1
 """Maximum fraction of the image that the evidence of a strong verdict covers."""
 MIN_TRANSPLANT_CONTROLS = 3
 """Minimum number of controls of a strong verdict on transplanted surroundings."""
+CONTROL_PLACES: Mapping[Intervention, str] = {
+    "random control": "a random region",
+    "box control": "another part of the box",
+    "near control": "another region beside the box",
+}
+"""Where the controls of a detection lie, in words."""
 ERROR_RATES: dict[Grade, float] = {"strong": 0.01, "weak": 0.02}
 """Share of wrong regions that get a grade, on drawn scenes with certified causes and on photographs, of scores near the
 threshold too: 0 of 353 strong (the interval reaches to 1.1 %), and 6 of 353 weak; see docs/auditing.md."""
@@ -78,7 +84,7 @@ def decide_verdict(
             f"persists without the evidence (score {persisting[0].score:.2f}, {persisting[0].fill} fill)"
             + ("; removing it costs next to nothing" if lowest > 0.9 * score else ""),
         )
-    controls = [trial for trial in trials if trial.intervention in ("random control", "box control")]
+    controls = [trial for trial in trials if trial.intervention in CONTROL_PLACES]
     if not controls:
         return Verdict("not confirmed", math.nan, "no control: the image has no other region of the evidence's size")
     highest = max(remaining_score(trial) for trial in without)
@@ -86,7 +92,7 @@ def decide_verdict(
     effect = min(max((remaining_score(lowest_control) - highest) / max(score, 1e-9), -1.0), 1.0)
     outcomes = " or ".join(dict.fromkeys(trial.outcome for trial in without))
     if effect < MIN_WEAK_EFFECT:
-        where = "a random region" if lowest_control.intervention == "random control" else "another part of the box"
+        where = CONTROL_PLACES[lowest_control.intervention]
         return Verdict(
             "not confirmed",
             effect,
@@ -94,7 +100,7 @@ def decide_verdict(
             f"{remaining_score(lowest_control):.2f} without the control)",
         )
     further = [*limits]
-    if not any(trial.intervention == "box control" for trial in controls):
+    if all(trial.intervention == "random control" for trial in controls):
         further.append("the box has no other region of the evidence's size")
     if parts_needed:
         further.append("other parts of the box are needed as well")

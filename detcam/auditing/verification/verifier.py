@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import CONFIRMED, PERSISTING, Trial
+from detcam.auditing.case import CONFIRMED, PERSISTING, Intervention, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
 from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult, union
 from detcam.auditing.verification.interventions import (
@@ -61,6 +61,8 @@ MAX_CONFUSION_TRIALS = 8
 """Number of perturbed images from which on the maps are not searched further for a region that changes the class."""
 MAX_DISTINCT = 4
 """Maximum number of regions without which the object is lost, in which the pixels with distinct colors are tried."""
+BOX_CONTROL: Intervention = "box control"
+NEAR_CONTROL: Intervention = "near control"
 PROBES_NAME = "removal of regions"
 REMOVAL_NAME = "coarse-to-fine removal"
 
@@ -335,18 +337,21 @@ class Verifier:
         generator: torch.Generator,
         trials: list[Trial],
     ) -> Investigation[list[EvidencePart]]:
-        """Remove another region of the box with every fill, and add the trials.
+        """Remove another region of the box, or around it, with every fill, and add the trials.
 
         A region that ends the error is a further part of the evidence, not a control: another one is drawn.
         """
         parts: list[EvidencePart] = []
+        area, kind = hypothesis.box, BOX_CONTROL
+        if hypothesis.is_outside:
+            area, kind = propose_surroundings(hypothesis)[1], NEAR_CONTROL
         for _ in range(MAX_FURTHER_PARTS):
-            beside = region_beside(region, hypothesis.box, generator, excluded)
+            beside = region_beside(region, area, generator, excluded)
             if beside is None:
                 break
-            made = yield [Removal("box control", beside)]
+            made = yield [Removal(kind, beside)]
             if not self._is_refused(hypothesis, [*trials, *made]):
-                made += yield [Removal("box control", beside, fill) for fill in range(1, self.fill_count)]
+                made += yield [Removal(kind, beside, fill) for fill in range(1, self.fill_count)]
             if any(trial.outcome == "unchanged" for trial in made):
                 trials += made
                 break
@@ -357,7 +362,8 @@ class Verifier:
 
     def _is_refused(self, hypothesis: Hypothesis, trials: Sequence[Trial]) -> bool:
         """Whether a control costs so much, and the error persists without it, that other controls change no verdict."""
-        controls = [each for each in trials if each.intervention == "box control" and hypothesis.is_control(each)]
+        kinds = (BOX_CONTROL, NEAR_CONTROL)
+        controls = [each for each in trials if each.intervention in kinds and hypothesis.is_control(each)]
         if not any(each.outcome == "unchanged" for each in controls):
             return False
         highest = max(remaining_score(each) for each in trials if each.intervention == "without evidence")
