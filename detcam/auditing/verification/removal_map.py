@@ -39,7 +39,12 @@ class _Cells:
 
 
 def removal_map(
-    segments: Tensor, box: Tensor, score: float, counts: Callable[[Trial], bool] = lambda trial: True
+    segments: Tensor,
+    box: Tensor,
+    score: float,
+    counts: Callable[[Trial], bool] = lambda trial: True,
+    *,
+    keeps_box: bool = False,
 ) -> Investigation[Tensor]:
     """Build a map by removing groups of segments, and splitting the groups that cost the most.
 
@@ -52,6 +57,7 @@ def removal_map(
         box: (h, w) bool, the predicted box.
         score: the detection's score, in [0, 1].
         counts: whether the drop of a trial counts; of others it is 0.
+        keeps_box: whether nothing in the box is removed.
 
     Returns:
         (h, w) float32, >= 0.
@@ -59,7 +65,7 @@ def removal_map(
     cells = _cells(segments, box)
     heatmap = torch.zeros(segments.shape)
     queue: list[tuple[float, int, Tensor]] = []
-    pending = _first_groups(cells, box)
+    pending = _first_groups(cells, box, keeps_box)
     count = 0
     while pending and count < MAX_REMOVALS:
         pending = pending[: MAX_REMOVALS - count]
@@ -97,12 +103,12 @@ def _cells(segments: Tensor, box: Tensor) -> _Cells:
     return _Cells(labels, areas, centers)
 
 
-def _first_groups(cells: _Cells, box: Tensor) -> list[Tensor]:
-    """The cells of the box, and of the four quarters of the rest, as (K,) bool."""
+def _first_groups(cells: _Cells, box: Tensor, keeps_box: bool) -> list[Tensor]:
+    """The cells of the box, unless it is kept, and of the four quarters of the rest, as (K,) bool."""
     count = len(cells.areas)
     inside = torch.zeros(count, dtype=torch.bool)
     inside[cells.labels[box]] = True
-    groups = [inside]
+    groups = [] if keeps_box else [inside]
     halves = _split(~inside, cells)
     groups += [quarter for half in halves for quarter in _split(half, cells)]
     limit = MAX_GROUP_FRACTION * float(cells.areas.sum())

@@ -136,15 +136,10 @@ class Verifier:
                 return best
             hypothesis = hypothesis.without_outside()
         best = _better(best, (yield from self._verify_proposals(hypothesis)))
-        if not _is_confirmed(best) and hypothesis.segments is not None:
-            heatmap = yield from removal_map(hypothesis.segments(), hypothesis.box, hypothesis.score)
-            proposals = [Proposal(REMOVAL_NAME, heatmap)]
-            result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
-            best = _better(best, result)
         return best if best is not None else _without_evidence(hypothesis)
 
     def _verify_proposals(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
-        """Verify the smallest region of the maps, and the regions that are removed one by one."""
+        """Verify the smallest region of the maps, regions that are removed one by one, then coarse-to-fine removal."""
         best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps)
@@ -163,6 +158,12 @@ class Verifier:
             best = _better(best, result)
         if not _is_confirmed(best) and maps:
             result = yield from self._verify(hypothesis, maps, search, found, further)
+            best = _better(best, result)
+        if not _is_confirmed(best) and hypothesis.segments is not None:
+            kept, keeps = (hypothesis.inside, True) if hypothesis.is_outside else (hypothesis.box, False)
+            heatmap = yield from removal_map(hypothesis.segments(), kept, hypothesis.score, keeps_box=keeps)
+            proposals = [Proposal(REMOVAL_NAME, heatmap)]
+            result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
             best = _better(best, result)
         return best
 
