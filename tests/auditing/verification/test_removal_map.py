@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import Tensor
 
 from detcam.auditing.verification.removal_map import MAX_REMOVALS, removal_map
 from tests.auditing.verification.driven import disc, drive
 
 
-def test_coarse_to_fine_removal_finds_a_cause_without_gradients() -> None:
+@pytest.mark.parametrize("keeps_box", [False, True])
+def test_coarse_to_fine_removal_finds_a_cause_without_gradients(keeps_box: bool) -> None:
     cause, box = disc(70, 25, 5), disc(40, 60, 15)
     segments = (torch.arange(100)[:, None] // 7 * 20 + torch.arange(100)[None] // 7).long()
-    heatmap, count = drive(
-        removal_map(segments, box, 0.9), lambda each, fill: float((each & cause).sum()) > 0.3 * float(cause.sum())
-    )
+    touched: list[bool] = []
+
+    def ends(each: Tensor, fill: int) -> bool:
+        touched.append(bool((each & box).any()))
+        return float((each & cause).sum()) > 0.3 * float(cause.sum())
+
+    heatmap, count = drive(removal_map(segments, box, 0.9, keeps_box=keeps_box), ends)
+    assert any(touched) is not keeps_box
     row, column = divmod(int(heatmap.argmax()), 100)
     assert bool(disc(70, 25, 10)[row, column]) and count <= MAX_REMOVALS
     assert float(heatmap[cause].mean()) > 10 * float(heatmap[~disc(70, 25, 30)].mean())

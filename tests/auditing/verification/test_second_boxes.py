@@ -1,0 +1,116 @@
+"""Second boxes of objects that are detected: why there are two, rather than what any box there needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import detcam
+from detcam.adapters import detector
+from detcam.auditing import AuditCase
+from detcam.auditing.case import Outcome, Trial
+from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.verdict import decide_verdict
+from detcam.targets import BoxTarget
+from tests.auditing.fixed_output import BOX, FAR, FixedOutput
+
+FIRST = (12.0, 0.0, 22.0, 10.0)
+"""Box of the correct detection."""
+OBJECT, SECOND = (8.0, 16.0, 40.0, 48.0), (8.0, 16.0, 40.0, 28.0)
+CABIN, BUOY = (slice(18, 26), slice(20, 28)), (slice(28, 36), slice(60, 68))
+"""Rows and columns of the part of the object that its second box needs, and of the cause beside it."""
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "outcome"),
+    [
+        (0.2, [(FIRST, (0.9, 0.0))], "vanished"),
+        (0.2, [], "object lost"),
+        (0.2, [(FAR, (0.9, 0.0))], "object lost"),
+        (0.2, [(FIRST, (0.1, 0.9))], "object lost"),
+        (0.8, [], "unchanged"),
+    ],
+)
+def test_the_correct_detection_has_to_remain(own: float, others: list[tuple], outcome: Outcome) -> None:  # type: ignore[type-arg]
+    before = FixedOutput((BOX, (0.9, 0.0)), [(FIRST, (0.9, 0.0))])
+    criterion = PersistenceCriterion.from_output(
+        before, BoxTarget(BOX, 0), 0.5, own_candidate_only=True, first_xyxy=FIRST
+    )
+    assert criterion.evaluate(FixedOutput((BOX, (own, 0.1)), others))[1] == outcome
+
+
+def test_a_region_without_which_the_object_is_lost_confirms_nothing() -> None:
+    trials = [Trial("without evidence", "ring", 0.0, "object lost"), Trial("random control", "ring", 0.9, "unchanged")]
+    verdict = decide_verdict(0.9, trials, 0.01)
+    assert verdict.grade == "not confirmed" and "the correct detection of the object ends with it" in verdict.reason
+
+
+class SecondBox(nn.Module):
+    """Finds an object, and a part of it where the cabin is bright and, if it needs one, a buoy too."""
+
+    def __init__(self, needs_buoy: bool, first_needs_cabin: bool) -> None:
+        super().__init__()
+        self.seen = nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False)
+        nn.init.zeros_(self.seen.weight)
+        self.seen.weight.data[:, 0, 1, 1] = 1
+        self.needs_buoy, self.first_needs_cabin = needs_buoy, first_needs_cabin
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.seen(x)
+        cabin, buoy = (seen[:, :, rows, columns].mean((1, 2, 3)) for rows, columns in (CABIN, BUOY))
+        first = cabin if self.first_needs_cabin else 0.9 + 0 * cabin
+        # The cabin has the larger gradient.
+        second = (cabin.square() * buoy if self.needs_buoy else cabin) * 0.9
+        scores = torch.stack([first, second], 1)
+        return torch.stack([scores, torch.zeros_like(scores)], 2).clamp(0.001, 0.999)
+
+
+def audit_second(folder: Path, needs_buoy: bool, first_needs_cabin: bool = False) -> AuditCase:
+    """The case of the second box of an object."""
+    pixels = np.full((64, 96, 3), 60, dtype=np.uint8)
+    pixels[CABIN], pixels[BUOY] = 255, 255
+    Image.fromarray(pixels).save(folder / "a.png")
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 96, "height": 64}],
+        "categories": [{"id": 1, "name": "boat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 16, 32, 32], "area": 1024, "iscrowd": 0}
+        ],
+    }
+    (folder / "labels.json").write_text(json.dumps(data))
+    adapter = detector(
+        SecondBox(needs_buoy, first_needs_cabin).eval(),
+        lambda raw: (torch.tensor([OBJECT, SECOND]).expand(len(raw), -1, -1), raw),
+        names=["boat", "buoy"],
+        target_layers="seen",
+    )
+    (case,) = detcam.audit(adapter, folder, folder / "labels.json").cases
+    assert case.type == "localization" and case.ground_truth is not None and case.ground_truth.iou < 0.5
+    return case
+
+
+def test_the_cause_beside_the_object_is_found_although_a_part_of_it_is_needed(tmp_path: Path) -> None:
+    case = audit_second(tmp_path, needs_buoy=True)
+    column, row = case.peak_xy or (0, 0)
+    assert BUOY[0].start <= row < BUOY[0].stop and BUOY[1].start <= column < BUOY[1].stop, case.sentence
+    assert case.confirmed and "lies outside the box" in case.sentence
+    kinds = {trial.intervention for trial in case.trials}
+    assert kinds == {"without evidence", "near control", "random control"}
+
+
+def test_a_part_of_the_object_is_weak_evidence_for_its_second_box(tmp_path: Path) -> None:
+    case = audit_second(tmp_path, needs_buoy=False)
+    assert case.verdict == "weak" and "no region outside them is known to end this one" in case.reason
+    column, row = case.peak_xy or (0, 0)
+    assert CABIN[0].start <= row < CABIN[0].stop and CABIN[1].start <= column < CABIN[1].stop
+
+
+def test_a_part_that_both_boxes_need_is_no_evidence(tmp_path: Path) -> None:
+    case = audit_second(tmp_path, needs_buoy=False, first_needs_cabin=True)
+    assert not case.confirmed and "the correct detection of the object ends with it" in case.reason
