@@ -72,20 +72,26 @@ def propose_light(hypothesis: Hypothesis, image: Tensor) -> tuple[Proposal, list
     return Proposal(LIGHT_NAME, (image - evened).norm(dim=0)), regions
 
 
+def ring_around(hypothesis: Hypothesis) -> Tensor:
+    """The ring (h, w) bool around the box, without the object that the error concerns; empty if the box is."""
+    rows, columns = torch.nonzero(hypothesis.box, as_tuple=True)
+    if not len(rows):
+        return hypothesis.box
+    top, bottom, left, right = rows[0].item(), rows[-1].item() + 1, columns.min().item(), columns.max().item() + 1
+    dy, dx = RING_WIDTH * (bottom - top), RING_WIDTH * (right - left)
+    size_hw = (hypothesis.box.shape[0], hypothesis.box.shape[1])
+    return box_region((left - dx, top - dy, right + dx, bottom + dy), size_hw) & ~hypothesis.inside
+
+
 def propose_surroundings(hypothesis: Hypothesis, image: Tensor) -> tuple[Proposal, list[Tensor]]:
     """The ring around the box, without the object that the error concerns.
 
     Returns:
         A proposal, whose map has the values of the first map of the hypothesis; and the ring, (h, w) bool, alone.
     """
-    rows, columns = torch.nonzero(hypothesis.box, as_tuple=True)
-    if not len(rows):
-        return Proposal(SURROUNDINGS_NAME, hypothesis.box.float()), []
-    top, bottom, left, right = rows[0].item(), rows[-1].item() + 1, columns.min().item(), columns.max().item() + 1
-    dy, dx = RING_WIDTH * (bottom - top), RING_WIDTH * (right - left)
-    size_hw = (hypothesis.box.shape[0], hypothesis.box.shape[1])
-    around = box_region((left - dx, top - dy, right + dx, bottom + dy), size_hw)
-    ring = around & ~hypothesis.inside
+    ring = ring_around(hypothesis)
+    if not bool(hypothesis.box.any()):
+        return Proposal(SURROUNDINGS_NAME, ring.float()), []
     heatmap = ring.float()
     if hypothesis.proposals.maps:
         first = hypothesis.proposals.maps[0].heatmap

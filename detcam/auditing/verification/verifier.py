@@ -38,6 +38,7 @@ from detcam.auditing.verification.surroundings import (
     SURROUNDINGS,
     SURROUNDINGS_FILLS,
     Surroundings,
+    ring_around,
     with_later_fills,
 )
 from detcam.auditing.verification.transplants import Transplantation
@@ -345,7 +346,7 @@ class Verifier:
         parts: list[EvidencePart] = []
         area, kind = hypothesis.box, BOX_CONTROL
         if hypothesis.is_outside:
-            area, kind = propose_surroundings(hypothesis)[1], NEAR_CONTROL
+            area, kind = ring_around(hypothesis), NEAR_CONTROL
         for _ in range(MAX_FURTHER_PARTS):
             beside = region_beside(region, area, generator, excluded)
             if beside is None:
