@@ -43,8 +43,9 @@ Intervention: TypeAlias = Literal[
 ``without evidence``: the evidence region is filled; ``without part``: another region is filled, to find the evidence;
 ``random control``: a region of the evidence's size and shape at a random position is filled; ``box control``: a region
 of the evidence's size inside the predicted box, beside the evidence, is filled; ``near control``: a region of the
-evidence's size in the ring around a missed object, or around the second box of an object, is filled; ``transplant``: the ring shows what surrounds a found
-object of the class; ``transplant control``: it is filled, or shows what surrounds a position without an object.
+evidence's size in the ring around a missed object, or around the second box of an object, is filled; ``transplant``:
+the ring shows what surrounds a found object of the class; ``transplant control``: it is filled, or shows what surrounds
+a position without an object.
 """
 
 Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
