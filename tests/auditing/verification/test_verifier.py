@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -302,6 +303,33 @@ def test_controls_run_only_if_the_error_ends() -> None:
     result = verify(Spots([RIGHT], lambda blueness: blueness[0] + 0.8), image, spots)
     assert not result.ends and result.control is None and "persists" in result.verdict.reason
     assert {trial.intervention for trial in result.trials} == {"without evidence"}
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_costly_control_in_the_box_leaves_out_the_other_controls(is_refused: bool) -> None:
+    """They cannot change the verdict, since the costliest control decides."""
+    left, right = (slice(25, 35), slice(25, 28)), (slice(25, 35), slice(28, 35))
+    image, spots = spots_image(left, right)
+    spots[right] = 0
+    cost = 0.3 if is_refused else 0.05
+    network = Spots([left, right], lambda blueness: 0.9 - 0.46 * (blueness[0] < 0.3) - cost * (blueness[1] < 0.6))
+    result = verify(network, image, spots, [Gray(), Gray()])
+    counts = Counter(trial.intervention for trial in result.trials)
+    if is_refused:
+        assert counts == {"without evidence": 2, "box control": 1} and result.verdict.grade == "not confirmed"
+        assert "another part of the box of the same size costs nearly as much" in result.verdict.reason
+    else:
+        assert counts == {"without evidence": 2, "box control": 2, "random control": 2}
+        assert result.verdict.grade == "weak", result.verdict.reason
+
+
+class Gray(UniformFill):
+    """Fills with the color around the spots."""
+
+    name = "gray"
+
+    def baseline(self, images: Tensor) -> Tensor:
+        return torch.full((1, 3, 1, 1), 0.1)
 
 
 def test_parts_are_those_of_the_reduced_region() -> None:
