@@ -228,4 +228,4 @@ def try_other_fills(tried: TriedRegion, fill_count: int, ends: Ending = ends_err
 def is_same(first: Tensor, second: Tensor) -> bool:
     """Whether two regions (h, w) bool are nearly the same."""
     one, other = first.numpy(), second.numpy()  # NumPy counts ten times as fast as PyTorch
-    return np.count_nonzero(one & other) > MIN_SAME_IOU * np.count_nonzero(one | other)
+    return bool(np.count_nonzero(one & other) > MIN_SAME_IOU * np.count_nonzero(one | other))
