@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -201,7 +202,8 @@ class BackgroundClassifier:
     def _compute(self, detections: Mapping[int, Sequence[int]]) -> None:
         """Compute the features of detections, given as detection indices by image index."""
         for chunk in batches(sorted(detections), self.batch_size):
-            pixels = [self.adapter.reader.read(self.annotations[image].path) for image in chunk]
+            read = partial(self.adapter.reader.read, keep_bytes=self.adapter.shrinks_images)
+            pixels = [read(self.annotations[image].path) for image in chunk]
             for group in self.adapter.groups(pixels, self.batch_size):
                 items = [(pixels[row], self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]]) for row in group]
                 for row, pooled in zip(group, run_each(items, self._pool), strict=True):

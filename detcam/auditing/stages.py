@@ -42,8 +42,7 @@ MIN_DETECTION_SCORE = 0.01
 """Minimum score of detections if the adapter, not the model, sets it. Average precision needs low scores: for a YOLO11n
 it is 0.747 with scores from 0.25 on, 0.790 from 0.05 on, and 0.797 from 0.01 and from 0.001 on."""
 MAX_PIXELS = 40_000_000
-"""Maximum number of cases of an image that are explained together, times its pixels: each takes about 15 bytes a
-pixel."""
+"""Maximum number of cases that are explained together, times their pixels: each takes about 15 bytes a pixel."""
 
 MAX_GROUP_PIXELS = 10_000_000
 """Maximum number of cases that are explained together, times their pixels, if they are of more than one batch."""
@@ -296,14 +295,14 @@ def _split_by_image(
 def _grouped(
     parts: Sequence[tuple[int, list[int]]], annotations: Annotations, smallest: int, largest: int
 ) -> list[list[tuple[int, list[int]]]]:
-    """Split image indices with their errors into groups of `smallest` to `largest`, as many as fit in memory."""
+    """Split image indices with their errors into groups of `smallest` to `largest`; fewer where memory asks for it."""
     groups: list[list[tuple[int, list[int]]]] = []
     pixels = 0
     for image, indices in parts:
         height, width = annotations[image].image_size_hw
         added = len(indices) * height * width
         size = len(groups[-1]) if groups else largest
-        if size >= largest or (size >= smallest and pixels + added > MAX_GROUP_PIXELS):
+        if size >= largest or pixels + added > (MAX_GROUP_PIXELS if size >= smallest else MAX_PIXELS):
             groups.append([])
             pixels = 0
         groups[-1].append((image, indices))

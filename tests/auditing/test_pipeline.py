@@ -316,6 +316,10 @@ def test_images_are_explained_together_as_far_as_memory_allows(
     found = run(adapter, scenes, None)
     assert groups == [3, 2, 1] and verified == [1, 1, 1, 2, 1], "at least one batch"
     assert [(case.id, case.verdict) for case in found.explained] == [(c.id, c.verdict) for c in whole.explained]
+    monkeypatch.setattr(stages, "MAX_PIXELS", 1)
+    groups.clear()
+    run(adapter, scenes, None, explain=2, explain_missed=0)
+    assert groups == [1, 1], "two cases of one size do not fit"
 
 
 def test_two_audits_of_one_model_at_once(adapter: Adapter, scenes: Path, whole: Audit, tmp_path: Path) -> None:
