@@ -119,6 +119,8 @@ def _with_verdict(
         shares = location_shares(region.float(), regions)
         location: EvidenceLocation = max(EVIDENCE_LOCATIONS, key=shares.__getitem__)
         parts.append(CasePart(float(region.float().mean()), location, part.score, part.needed))
+    verified_case = replace(case, trials=verified.trials, verdict=verified.verdict.grade)
+    is_removed = verified.ends and not verified_case.needs_context
     return replace(
         case,
         trials=verified.trials,
@@ -128,7 +130,7 @@ def _with_verdict(
         # The stated rates were measured for detections.
         error_rate=math.nan if case.type == "missed" else verified.verdict.error_rate,
         reason=verified.verdict.reason,
-        minimal_region_fraction=float(verified.evidence.float().mean()) if verified.ends else None,
+        minimal_region_fraction=float(verified.evidence.float().mean()) if is_removed else None,
         forward_passes=case.forward_passes + verified.forward_passes,
     )
 

@@ -127,7 +127,7 @@ class ImageReader:
             raise ValueError(f"{name}: expected an array of shape {shape}{rgb}; got {array.shape}{hint}")
         is_gray = array.shape[2] == 3 and array.strides[2] == 0 and array[..., 0].size > MAX_FLOAT_PIXELS
         bands = (array[..., :1] if is_gray else array).transpose(2, 0, 1)
-        scaled = self._scaled(torch.from_numpy(_plain(bands)), name, str(array.dtype))
+        scaled = self._scaled(torch.from_numpy(_plain(bands)), name, array.dtype.name)
         return _marked(scaled.expand(3, -1, -1)) if is_gray else scaled
 
     def _from_tensor(self, tensor: Tensor, name: str) -> Tensor:

@@ -25,6 +25,8 @@ MAX_BLUR_SIDE = 160
 """Maximum longer side, in pixels, at which the blur of the surroundings is computed."""
 LIGHT_BLUR = 0.02
 """Standard deviation of the blur that separates light from details, as a fraction of the image's longer side."""
+MIN_VARIANCE = 1e-8
+"""Minimum variance of a channel that tells pixels apart, relative to the largest variance of a channel."""
 
 
 class Fill(ABC):
@@ -272,7 +274,10 @@ class EvenLightFill(Fill):
         if not others.shape[1]:
             return own.mean(1)
         difference = own.mean(1) - others.mean(1)
-        projection = (difference / others.var(1, correction=0).clamp(min=1e-12)) @ others
+        variance = others.var(1, correction=0)
+        # A channel without variance does not tell the other pixels apart.
+        is_constant = variance <= MIN_VARIANCE * variance.max()
+        projection = (difference / variance.clamp(min=1e-12)).masked_fill(is_constant, 0) @ others
         count = max(1, round(self.share * len(projection)))
         return others[:, projection <= projection.kthvalue(count).values].median(1).values
 

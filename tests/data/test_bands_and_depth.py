@@ -196,3 +196,10 @@ def test_tiff_of_many_bands_where_another_package_replaced_image_open(tmp_path: 
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="unknown format"):
         image_size(tmp_path / "x.png")
+
+
+def test_big_endian_arrays_are_read_as_those_of_this_machine() -> None:
+    native = (SCENE * 65535).astype(np.uint16)
+    torch.testing.assert_close(load_image(native.astype(">u2"), channels=1), load_image(native, channels=1))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        load_image(np.full_like(SCENE, np.nan, dtype=">f4"), channels=1)

@@ -298,6 +298,9 @@ def test_the_light_is_that_of_the_pixels_that_are_least_like_the_removed_ones(
     removed = torch.zeros(1, 40, 50, dtype=torch.bool)
     removed[..., 40:] = True
     torch.testing.assert_close(fill(image, removed)[..., 40:], torch.full((1, 1, 40, 10), expected), atol=0.01, rtol=0)
+    saturated = torch.cat([image, torch.where(removed, 2.0, 1.0)[:, None]], 1)
+    evened = fill(saturated, removed)[:, 0, :, 40:]
+    torch.testing.assert_close(evened, torch.full((1, 40, 10), expected), atol=0.01, rtol=0)
     whole = torch.ones_like(removed)
     torch.testing.assert_close(fill(image, whole).mean(), image.mean(), atol=0.05, rtol=0)
     assert fill.name in LIGHT_FILLS

@@ -111,7 +111,6 @@ def test_an_interrupted_run_keeps_what_was_computed_and_continues(tmp_path: Path
     assert [table.to_pydict()["double"] for table in stage.tables()] == [[0, 2, 4], [6], [8, 10]]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked there")
 def test_an_interrupt_while_a_shard_is_kept_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename, calls = os.replace, []
 
@@ -126,6 +125,7 @@ def test_an_interrupt_while_a_shard_is_kept_loses_none(tmp_path: Path, monkeypat
     assert done == [-1] and stage.is_done(0) and not stage.is_done(1)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked there")
 def test_a_part_that_ends_the_process_costs_itself_alone(tmp_path: Path) -> None:
     """ShardPart 3 ends the process while it is read, at first beside the computation of part 2, which is not blamed."""
     for _ in range(MAX_CRASHES):

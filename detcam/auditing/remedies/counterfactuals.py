@@ -11,7 +11,8 @@ import torch
 
 from detcam.auditing.case import AuditCase, Box
 from detcam.auditing.report.report_data import ReportData, ReportImage, ReportObject
-from detcam.perturbation.fills import SurroundingsFill
+from detcam.auditing.sentences import rests_on_light
+from detcam.perturbation.fills import EvenLightFill, Fill, SurroundingsFill
 from detcam.utils.batching import group_by
 from detcam.utils.opencv import cv2
 
@@ -78,17 +79,26 @@ def make_counterfactuals(
             if case.id in masks and not case.needs_context and not _hides_object(masks[case.id], image)
         ]
         if filled:
-            region = grown(np.any([masks[case_id] for case_id in filled], axis=0))
-            yield TrainingImage("filled", image, fill_pixels(pixels, region), image.objects, tuple(filled))
+            without = pixels
+            for fill in (EvenLightFill(), SurroundingsFill()):
+                parts = [masks[case.id] for case in members if case.id in filled and _fill_of(case) is type(fill)]
+                if parts:
+                    without = fill_pixels(without, grown(np.any(parts, axis=0)), fill)
+            yield TrainingImage("filled", image, without, image.objects, tuple(filled))
         for case in members if transplants else ():
             if case.id in masks and case.type != "missed":
                 yield from _transplant(data, case, pixels, masks[case.id], transplants, random)
 
 
-def fill_pixels(pixels: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Fill a region (H, W) bool of an image with a blur of its surroundings."""
+def _fill_of(case: AuditCase) -> type[Fill]:
+    """The fill that removes the evidence of a case; a region of light that fades slowly is filled with that light."""
+    return EvenLightFill if rests_on_light(case) else SurroundingsFill
+
+
+def fill_pixels(pixels: np.ndarray, region: np.ndarray, fill: Fill | None = None) -> np.ndarray:
+    """Fill a region (H, W) bool of an image, by default with a blur of its surroundings."""
     tensor = torch.tensor(pixels).permute(2, 0, 1)[None].float()
-    filled = SurroundingsFill()(tensor, torch.from_numpy(region)[None])[0]
+    filled = (fill or SurroundingsFill())(tensor, torch.from_numpy(region)[None])[0]
     return filled.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 

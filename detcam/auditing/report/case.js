@@ -44,7 +44,7 @@ const block = (title, ...content) => el("section", {}, el("h2", {}, title), cont
 function verdict(item) {
   const rows = [
     ["effect", isKnown(item.effect) && digits(item.effect, 2), item.type === "missed"
-      ? "score that the object gains without the region beyond all controls, relative to the score threshold" : "score that the evidence costs beyond the costliest control, relative to the score"],
+      ? "score that the object gains beyond all controls, relative to the score threshold" : "score that the evidence costs beyond the costliest control, relative to the score"],
     ["error rate", isKnown(item.error_rate) && percent(item.error_rate) + " of wrong regions get this grade", "measured on detectors whose causes are known"],
     [isConfirmed(item) ? "evidence proposed by" : "region proposed by", item.proposal],
   ];

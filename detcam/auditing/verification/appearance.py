@@ -22,8 +22,8 @@ from detcam.auditing.verification.verdict import Verdict, decide_appearance
 from detcam.outputs import DetectorOutput
 
 MAX_SEARCH_TRIALS = 14
-"""Number of perturbed images from which on the region search tries no other region; with parts and controls, a missed
-object takes at most 25."""
+"""Number of perturbed images from which on the region search tries no other region; with parts, controls
+and transplants, a missed object takes at most 35."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 import torch
@@ -18,16 +19,18 @@ from detcam.auditing.verification.evidence import RING_WIDTH, control_generator
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 
+MIN_DONORS = 2
+"""Minimum number of donors of a class; with fewer, nothing is transplanted."""
 MAX_DONORS = 3
 """Maximum number of donors of a class."""
 MAX_CONSIDERED = 60
 """Maximum number of correct detections of a class that are considered as donors, by decreasing score."""
 MIN_VISIBLE = 0.75
-"""Minimum share of a donor's window that lies in its image."""
+"""Minimum share of the window of a donor or of its control that lies in the image."""
 MAX_SIDE = 256
 """Maximum longer side of a window that is kept, pixels."""
 CONTROL_POSITIONS = 100
-"""Number of random positions of which the one farthest from objects becomes the control."""
+"""Number of random positions of which that whose window overlaps least with those of objects becomes the control."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,8 @@ def choose_donors(
         ground_truths: the objects of each image.
         labels: class indices.
         score_threshold: minimum score of a donor, in [0, 1].
-        read: function from the index of an image to its pixels (C, H, W) float32 in [0, 1].
+        read: function from the index of an image to its pixels (C, H, W) float32 in [0, 1]; an object of an image
+            that cannot be read (OSError, TypeError or ValueError) is no donor.
 
     Returns:
         By class index, at most `MAX_DONORS` donors; fewer, or none, if the detector finds fewer objects.
@@ -74,8 +78,21 @@ def choose_donors(
         found = _found_objects(analysis, ground_truths, label, score_threshold)
         first_of_image = dict(reversed(found))
         ordered = sorted(found, key=lambda key: first_of_image[key[0]] != key[1])  # keeps the order otherwise
-        chosen[label] = tuple(_donor(read(image), ground_truths[image], index) for image, index in ordered[:MAX_DONORS])
+        chosen[label] = tuple(islice(_readable_donors(ordered, ground_truths, read), MAX_DONORS))
     return chosen
+
+
+def _readable_donors(
+    found: Iterable[tuple[int, int]],
+    ground_truths: Sequence[GroundTruth] | Annotations,
+    read: Callable[[int], Tensor],
+) -> Iterator[Donor]:
+    for image, index in found:
+        try:
+            pixels = read(image)
+        except (OSError, TypeError, ValueError):
+            continue
+        yield _donor(pixels, ground_truths[image], index)
 
 
 def _found_objects(
@@ -89,12 +106,17 @@ def _found_objects(
     found = []
     for image, detection in ranking.keys[hits][:MAX_CONSIDERED].tolist():
         index = int(analysis.matches[image].ground_truth_index[detection])
-        height, width = ground_truths[image].image_size_hw
-        left, top, right, bottom = window(object_box(ground_truths[image], index))
-        visible = (min(right, width) - max(left, 0)) * (min(bottom, height) - max(top, 0))
-        if visible >= MIN_VISIBLE * (right - left) * (bottom - top):
+        if _is_visible(object_box(ground_truths[image], index), ground_truths[image].image_size_hw):
             found.append((image, index))
     return found
+
+
+def _is_visible(box: Box, image_size_hw: tuple[int, int]) -> bool:
+    """Whether enough of the window of a box lies in the image."""
+    height, width = image_size_hw
+    left, top, right, bottom = window(box)
+    visible = (min(right, width) - max(left, 0)) * (min(bottom, height) - max(top, 0))
+    return visible >= MIN_VISIBLE * (right - left) * (bottom - top)
 
 
 def window(box: Box) -> tuple[int, int, int, int]:
@@ -112,7 +134,10 @@ def _donor(image: Tensor, ground_truth: GroundTruth, index: int) -> Donor:
 
 
 def _free_position(box: Box, ground_truth: GroundTruth, generator: torch.Generator) -> Box | None:
-    """A position of a box's size, in the image and off all objects, with the least overlap with their windows."""
+    """A position of a box's size, in the image and off all objects, with the least overlap with their windows.
+
+    None if there is none whose window lies in the image by `MIN_VISIBLE`.
+    """
     height, width = ground_truth.image_size_hw
     size = torch.tensor([box[2] - box[0], box[3] - box[1]])
     room = torch.tensor([width, height]) - size
@@ -122,7 +147,8 @@ def _free_position(box: Box, ground_truth: GroundTruth, generator: torch.Generat
     positions = torch.cat([corners, corners + size], 1)
     objects = ground_truth.boxes_xyxy.float()
     windows = torch.tensor([window(object_box(ground_truth, index)) for index in range(len(objects))]).float()
-    free = _intersections(positions, objects).sum(1) == 0
+    visible = [_is_visible((x1, y1, x2, y2), (height, width)) for x1, y1, x2, y2 in positions.tolist()]
+    free = (_intersections(positions, objects).sum(1) == 0) & torch.tensor(visible)
     if not bool(free.any()):
         return None
     overlap = _intersections(positions, windows.view(-1, 4)).sum(1).where(free, torch.tensor(math.inf))

@@ -19,13 +19,15 @@ from detcam.auditing.verification.hypothesis import Hypothesis
 from detcam.auditing.verification.interventions import Investigation, Removal, T
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_reduction import connected_parts
-from detcam.perturbation.fills import EvenLightFill, Fill, HalfLightFill, MeanFill, RingFill, light_of
+from detcam.perturbation.fills import LIGHT_BLUR, EvenLightFill, Fill, HalfLightFill, MeanFill, RingFill, light_of
 from detcam.utils.opencv import cv2
 
 SURROUNDINGS_NAME = "surroundings of the box"
 LIGHT_NAME = "light around the box"
 LIGHT_WIDTHS = (1.0, RING_WIDTH)
 """Distances from the box up to which the light is evened, relative to its longer side."""
+MAX_LIGHT_DISTANCE = 3.0
+"""Maximum distance of a pixel from those that are blurred, in standard deviations of the blur."""
 MIN_DETAIL = 4.0
 """Minimum difference of a detail from a blur of what is no detail, relative to the median difference."""
 
@@ -52,20 +54,26 @@ def propose_light(hypothesis: Hypothesis, image: Tensor) -> tuple[Proposal, list
     Details differ from a blur of the other pixels: objects and edges, such as the object in the box.
 
     Returns:
-        A proposal, whose map is the difference of the light from that of other pixels; and the largest connected part
-        of those pixels up to each of `LIGHT_WIDTHS` away.
+        A proposal, whose map is the difference of the light from that of other pixels; and, for each of `LIGHT_WIDTHS`,
+        the largest connected part of those pixels up to that distance, each within the one before it.
     """
     box = details = hypothesis.box
     longer = max(int(box.any(axis).sum()) for axis in (0, 1))
+    reach = MAX_LIGHT_DISTANCE * LIGHT_BLUR * max(box.shape)
     for _ in range(2):
         if not longer or bool(details.all()):
             return Proposal(LIGHT_NAME, box.float()), []
         difference = (image - light_of(image, ~details)).norm(dim=0)
-        found = difference > MIN_DETAIL * difference[~details].median()
+        # Far from all pixels that are no details, the blur is not known.
+        found = (difference > MIN_DETAIL * difference[~details].median()) | (_distances(~details) > reach)
         details = F.max_pool2d(found[None].float(), 3, 1, 1)[0] > 0
-    distance = cv2.distanceTransform((~box).numpy().view("uint8"), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    pixels = [(torch.from_numpy(distance) <= width * longer) & ~details for width in LIGHT_WIDTHS]
-    regions = [parts[0] for parts in map(connected_parts, pixels) if parts]
+    distances, within, regions = _distances(box), ~details, []
+    for width in LIGHT_WIDTHS:
+        parts = connected_parts(within & (distances <= width * longer))
+        if not parts:
+            break
+        within = parts[0]
+        regions.append(within)
     if not regions:
         return Proposal(LIGHT_NAME, box.float()), []
     evened = EvenLightFill()(image[None], regions[0][None])[0]
@@ -81,6 +89,11 @@ def ring_around(hypothesis: Hypothesis) -> Tensor:
     dy, dx = RING_WIDTH * (bottom - top), RING_WIDTH * (right - left)
     size_hw = (hypothesis.box.shape[0], hypothesis.box.shape[1])
     return box_region((left - dx, top - dy, right + dx, bottom + dy), size_hw) & ~hypothesis.inside
+
+
+def _distances(region: Tensor) -> Tensor:
+    """Distances (h, w) float32 of pixels from a region (h, w) bool, pixels."""
+    return torch.from_numpy(cv2.distanceTransform((~region).numpy().view("uint8"), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
 
 
 def propose_surroundings(hypothesis: Hypothesis, image: Tensor) -> tuple[Proposal, list[Tensor]]:

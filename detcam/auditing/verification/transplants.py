@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import Box
+from detcam.auditing.case import Box, Trial
 from detcam.auditing.verification.donors import Donor, paste_window
 from detcam.auditing.verification.evidence import RING_WIDTH, box_region
 from detcam.auditing.verification.hypothesis import VerificationResult
@@ -17,8 +17,6 @@ from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.verdict import decide_transplant
 from detcam.perturbation.fills import UniformFill
 
-MIN_DONORS = 2
-"""Minimum number of donors without which nothing is transplanted."""
 WIDTHS = (RING_WIDTH, RING_WIDTH / 2)
 """Widths of the rings that are transplanted, relative to the sides of the object's box, the widest first."""
 TRANSPLANT_NAME = "surroundings of found objects"
@@ -77,10 +75,11 @@ class Transplantation:
         Returns:
             The result if the object is found with each donor; else `removed`, with the outcome in its reason.
         """
-        if len(self.donors) < MIN_DONORS:
+        ring = self._ring(WIDTHS[0])
+        if not bool(ring.any()):
             return removed
         first = interventions.add_fills([self._fill(each.surroundings) for each in self.donors])
-        ring, trials = self._ring(WIDTHS[0]), []
+        trials: list[Trial] = []
         for index in range(len(self.donors)):
             trials += yield [Removal("transplant", ring, first + index)]
             if trials[-1].outcome != "appeared":

@@ -168,11 +168,11 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
     controls = [trial for trial in trials if trial.intervention == "transplant control"]
     lowest, highest = min(trial.score for trial in donors), max(trial.score for trial in controls)
     effect = max(min((lowest - max(score, highest)) / score_threshold, 1.0), -1.0)
-    found = sum(trial.outcome == "appeared" for trial in controls)
-    if found or effect < MIN_WEAK_EFFECT:
-        reason = (
-            f"found in the surroundings of found objects (score {lowest:.2f}), but in others as well ({highest:.2f})"
-        )
+    reason = f"found in the surroundings of found objects (score {lowest:.2f})"
+    if any(trial.outcome == "appeared" for trial in controls):
+        return Verdict("not confirmed", effect, f"{reason}, but in others as well ({highest:.2f})")
+    if effect < MIN_WEAK_EFFECT:
+        reason += f", which changes little: score {score:.2f}, and at most {highest:.2f} in others"
         return Verdict("not confirmed", effect, reason)
     reason = f"score {score:.2f}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
     reason += f"{len(controls)} controls"

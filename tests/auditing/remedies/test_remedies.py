@@ -28,6 +28,7 @@ from detcam.auditing.report.report_data import ReportData
 from detcam.cli.app import app
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
+from detcam.perturbation import EvenLightFill
 from tests.auditing.comparison.records import make_case, missed_object
 
 SIZE = 100
@@ -254,6 +255,17 @@ def test_objects_that_the_evidence_covers_are_not_filled(report: Path, originals
         path.write_bytes(before)
 
 
+def test_light_is_evened_and_its_details_stay(report: Path, originals: Path) -> None:
+    data = ReportData.load(report, originals)
+    case = data.cases["image-0-detection-0"]
+    (filled,) = [each.pixels for each in make_counterfactuals(data, [case], 0) if each.kind == "filled"]
+    lit = replace(case, verdict="weak", trials=(Trial("without evidence", "even light", 0.1, "class flipped"),))
+    (evened,) = [each.pixels for each in make_counterfactuals(data, [lit], 0) if each.kind == "filled"]
+    mask = data.evidence(case)
+    assert mask is not None and np.array_equal(evened, fill_pixels(pixels_of(0), grown(mask), EvenLightFill()))
+    assert not np.array_equal(evened, filled)
+
+
 def test_an_absent_context_is_not_filled(report: Path, originals: Path) -> None:
     """Its evidence is what the surroundings lack."""
     data = ReportData.load(report, originals)
@@ -277,11 +289,13 @@ def test_evidence_is_pasted_as_it_is_and_its_faint_surroundings_by_their_differe
 def test_evidence_stays_near_its_height(report: Path, originals: Path) -> None:
     """In a view from the side, sky and foreground are not where the error occurs."""
     data = ReportData.load(report, originals)
-    for item in make_counterfactuals(data, [data.cases["image-0-detection-0"]], transplants=5):
-        if item.kind == "transplanted":
-            change = np.abs(item.pixels.astype(int) - pixels_of(int(item.image.image_id))).max(-1)
-            rows, _ = np.nonzero(change > 60)
-            assert 15 - SIZE / 10 <= rows.min() and rows.max() < 19 + SIZE / 10
+    made = make_counterfactuals(data, [data.cases["image-0-detection-0"]], transplants=5)
+    transplanted = [item for item in made if item.kind == "transplanted"]
+    assert transplanted
+    for item in transplanted:
+        change = np.abs(item.pixels.astype(int) - pixels_of(int(item.image.image_id))).max(-1)
+        rows, _ = np.nonzero(change > 60)
+        assert 15 - SIZE / 10 <= rows.min() and rows.max() < 19 + SIZE / 10
 
 
 def test_training_sets_load_as_coco_and_as_yolo(repaired: Path) -> None:

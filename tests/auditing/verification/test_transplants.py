@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,29 @@ def test_the_control_is_far_from_objects() -> None:
     assert choose_donors(analyze_errors(found, crowded), crowded, [0], 0.3, [image].__getitem__)[0][0].control is None
 
 
+def test_most_of_a_controls_window_is_in_the_image() -> None:
+    """Where there is none, the missed object would keep its own surroundings."""
+    box: Box = (84.0, 20.0, 108.0, 44.0)
+    image, found = torch.zeros(3, *SIZE_HW), [detected([box], [0.9])]
+    for image_id in range(20):
+        truths = [replace(truth_of(0, [box]), image_id=image_id)]
+        (donor,) = choose_donors(analyze_errors(found, truths), truths, [0], 0.3, [image].__getitem__)[0]
+        assert donor.control is not None and float(donor.control[-1].float().mean()) > 0.72
+
+
+def test_objects_of_images_that_cannot_be_read_are_no_donors() -> None:
+    found, truths = [detected([OBJECT], [0.9 - 0.1 * image]) for image in range(4)], [truth_of(i) for i in range(4)]
+
+    def read(index: int) -> Tensor:
+        if not index:
+            raise ValueError("cannot read the image")
+        return torch.full((3, *SIZE_HW), 0.1 * index)
+
+    donors = choose_donors(analyze_errors(found, truths), truths, [0], 0.3, read)[0]
+    means = [float(each.surroundings[:3].float().mean()) for each in donors]
+    assert means == pytest.approx([0.1, 0.2, 0.3], abs=1e-3)
+
+
 def test_a_large_window_is_kept_smaller_and_pasted_at_the_size_of_the_box() -> None:
     columns = torch.linspace(0, 1, 1000).expand(3, 600, 1000)
     box: Box = (250.0, 150.0, 750.0, 450.0)
@@ -163,7 +187,6 @@ def test_surroundings_that_all_donors_share_are_the_cause() -> None:
         ([0.9, 0.9, 0.4], [0.1] * 4, 3, "absent in the surroundings of a found object too"),
         ([0.9, 0.9, 0.9], [0.6, 0.1, 0.1, 0.1], 10, "but in others as well (0.60)"),
         ([0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.6], 10, "but in others as well (0.60)"),
-        ([0.9], [0.1, 0.1], 0, "persists"),
     ],
 )
 def test_other_surroundings_are_not(found: list[float], controls: list[float], count: int, words: str) -> None:
@@ -176,10 +199,9 @@ def test_few_controls_limit_the_grade() -> None:
     trials = [Trial("transplant", "transplant", 0.9, "appeared"), Trial("transplant control", "ring", 0.1, "absent")]
     verdict = decide_transplant(0.05, 0.5, trials, 0.01)
     assert verdict.grade == "weak" and "few controls" in verdict.reason
-    near = [trials[0], Trial("transplant control", "ring", 0.45, "absent")]
-    assert decide_transplant(0.05, 0.5, [Trial("transplant", "transplant", 0.5, "appeared"), near[1]], 0.01).grade == (
-        "not confirmed"
-    )
+    near = [Trial("transplant", "transplant", 0.5, "appeared"), Trial("transplant control", "ring", 0.45, "absent")]
+    little = decide_transplant(0.05, 0.5, near, 0.01)
+    assert little.grade == "not confirmed" and "as well" not in little.reason and "at most 0.45" in little.reason
 
 
 class RingDetector(nn.Module):
@@ -232,10 +254,16 @@ def test_an_audit_finds_that_an_object_lacks_its_context(is_clamped: bool, tmp_p
     assert case.verdict == "strong" and case.needs_context, case.sentence
     assert "found in the surroundings of found objects (3 of 3; 0 of 4 controls)" in case.sentence
     assert evidence_kind(case) == "absent context" and case_action(case) == "add images"
+    assert case.minimal_region_fraction is None, "no removal ends the error"
     assert case.evidence_location == "ring" and case.proposal == "surroundings of found objects"
     column, row = case.peak_xy or (0, 0)
     assert 20 <= row < 44 and 18 <= column < 54 and not (24 <= row < 40 and 24 <= column < 48)
     assert case.forward_passes <= 27
+
+
+def test_one_donor_is_too_few(tmp_path: Path) -> None:
+    case = audit_dark(tmp_path, [True, False])
+    assert not case.confirmed and not any("transplant" in trial.intervention for trial in case.trials)
 
 
 def test_a_method_alone_transplants_nothing(tmp_path: Path) -> None:
