@@ -1,4 +1,4 @@
-"""Bilinear resizing of large images in 8 bits, which reads and converts the pixels that it needs alone."""
+"""Bilinear resizing of large images, which reads and converts the pixels that it needs alone."""
 
 from __future__ import annotations
 

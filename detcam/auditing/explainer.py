@@ -20,7 +20,7 @@ from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.appearance import AppearanceHypothesis
-from detcam.auditing.verification.donors import MIN_DONORS, Donors, window
+from detcam.auditing.verification.donors import MAX_WINDOW_PIXELS, MIN_DONORS, Donors, window
 from detcam.auditing.verification.evidence import box_region, location_regions, object_under
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
@@ -37,7 +37,6 @@ from detcam.auditing.verification.verifier import Verifier, verify_together
 from detcam.cam import BaseCAM
 from detcam.data.annotations import FIRST_UNKNOWN_LABEL
 from detcam.data.ground_truth import GroundTruth
-from detcam.data.images import MAX_FLOAT_PIXELS
 from detcam.detections import Detections
 from detcam.methods.common.region_proposals import color_segments
 from detcam.outputs import DetectorOutput
@@ -411,7 +410,7 @@ class ErrorExplainer:
     def _transplantation(self, image: Tensor, missed: MissedObject, mapping: InputMapping) -> Transplantation | None:
         donors = self.donors.get(missed.criterion.label, ())
         left, top, right, bottom = window(missed.criterion.box_xyxy)
-        if len(donors) < MIN_DONORS or (right - left) * (bottom - top) > MAX_FLOAT_PIXELS:
+        if len(donors) < MIN_DONORS or (right - left) * (bottom - top) > MAX_WINDOW_PIXELS:
             return None
 
         def prepare(changed: Tensor) -> Tensor:

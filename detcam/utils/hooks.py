@@ -91,7 +91,7 @@ def _discard(table: dict[int, Hook], hook: Hook) -> list[int]:
 
 
 def complete(restore: Callable[[], None]) -> None:
-    """Run a function that restores something to its end: if Ctrl-C interrupts it, again, and interrupt afterwards.
+    """Run a function that must not be cut off to its end: if Ctrl-C interrupts it, again, and interrupt afterwards.
 
     Args:
         restore: the function; a second run after an incomplete one does what is left.

@@ -29,6 +29,8 @@ MIN_VISIBLE = 0.75
 """Minimum share of the window of a donor or of its control that lies in the image."""
 MAX_SIDE = 256
 """Maximum longer side of a window that is kept, pixels."""
+MAX_WINDOW_PIXELS = 2**25
+"""Maximum number of pixels of a missed object's window; around a larger one nothing is transplanted."""
 CONTROL_POSITIONS = 100
 """Number of random positions of which that whose window overlaps least with those of objects becomes the control."""
 
