@@ -27,8 +27,8 @@ Bands: TypeAlias = "int | Sequence[int]"
 """Index of one channel, shown in gray, or of three, shown as red, green and blue."""
 
 MAX_FLOAT_PIXELS = 2**23
-"""Pixels beyond which memory is saved: an image of 8 bits is kept in 8 bits for a network whose input is smaller, and the
-bands of a gray image are shared."""
+"""Pixels beyond which memory is saved: images of 8 bits are kept in 8 bits for networks whose input is smaller, and the
+bands of gray images are shared."""
 MAX_DARK_UINT16 = 4095
 """16-bit images without a greater value are reported: they may have 12 bits, and are nearly black as 16."""
 
