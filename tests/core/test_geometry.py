@@ -83,6 +83,52 @@ def test_binning_is_the_mean_of_the_pixels_of_a_cell() -> None:
             assert float(cells[row, column]) == pytest.approx(float(expected), abs=1e-6)
 
 
+BLOCKS = [
+    Geometry((240, 400), (512, 512), (1.28, 1.28), (0.0, 102.4)),
+    Geometry((250, 130), (200, 110), (0.8, 0.8), (2.5, 20.0)),
+    Geometry.resize((1, 1), (32, 32)),
+    Geometry.resize((7, 300), (64, 96)),
+]
+
+
+@pytest.mark.parametrize("geometry", BLOCKS)
+def test_blocks_of_rows_are_the_whole_sum(geometry: Geometry) -> None:
+    """Each map is interpolated alone, pixel by pixel of its canvas."""
+    levels = [torch.rand(2, *size, dtype=torch.float64) for size in ((64, 60), (16, 16), (5, 3), (1, 1))]
+    height, width = geometry.image_size_hw
+    expected = torch.zeros(2, height, width, dtype=torch.float64)
+    rows = ((torch.arange(height) + 0.5) * geometry.scale_xy[1] + geometry.offset_xy[1]).double()
+    columns = ((torch.arange(width) + 0.5) * geometry.scale_xy[0] + geometry.offset_xy[0]).double()
+    for maps in levels:
+        cells = [
+            (each * size / length - 0.5).clamp(0, size - 1)
+            for each, size, length in zip((rows, columns), maps.shape[1:], geometry.input_size_hw, strict=True)
+        ]
+        low = [each.floor().long() for each in cells]
+        high = [(each + 1).clamp(max=size - 1) for each, size in zip(low, maps.shape[1:], strict=True)]
+        (dy, dx) = (each - first for each, first in zip(cells, low, strict=True))
+        upper = maps[:, low[0]][:, :, low[1]] * (1 - dx) + maps[:, low[0]][:, :, high[1]] * dx
+        lower = maps[:, high[0]][:, :, low[1]] * (1 - dx) + maps[:, high[0]][:, :, high[1]] * dx
+        expected += upper * (1 - dy[:, None]) + lower * dy[:, None]
+    torch.testing.assert_close(geometry.sum_to_image(levels), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("geometry", BLOCKS)
+@pytest.mark.parametrize("grid", [(100, 128), (33, 40), (3, 1)])
+def test_blocks_of_cells_are_the_mean_of_their_pixels(geometry: Geometry, grid: tuple[int, int]) -> None:
+    maps = torch.rand(2, *geometry.image_size_hw, dtype=torch.float64)
+    shares = []
+    for axis in (0, 1):
+        pixels, length = geometry.image_size_hw[axis], geometry.input_size_hw[axis]
+        edges = torch.arange(pixels + 1).double() * geometry.scale_xy[1 - axis] + geometry.offset_xy[1 - axis]
+        cells = torch.arange(grid[axis] + 1).double() * length / grid[axis]
+        first, last = torch.maximum(edges[:-1], cells[:-1, None]), torch.minimum(edges[1:], cells[1:, None])
+        covered = (last - first).clamp(min=0)
+        shares.append(covered / covered.sum(1, keepdim=True).clamp(min=1e-9))
+    expected = shares[0] @ maps @ shares[1].T
+    torch.testing.assert_close(geometry.from_image(maps, grid), expected, atol=1e-6, rtol=0)
+
+
 def test_normalize_keeps_order_and_ends() -> None:
     maps = torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]], [[0.0, 1e-30], [0.0, 5e-31]]])
     actual = normalize(maps)
