@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from detcam import adapt, explain
-from detcam.benchmarking.planted.audit_check import error_image, explain_error
+from detcam.benchmarking.planted.audit_check import error_image, explain_error, scene_donors
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
@@ -137,7 +137,8 @@ def planted(_: Path) -> None:
         found = certify_cases(adapter, family.first_label, scenario, min_cases=1, seeds="hold-out")
         images = [(case, error_image(adapter, case, family.first_label)) for case in found.cases[:8]]
         case, image = next(pair for pair in images if pair[1] is not None)
-        maps = explain_error(adapter, None, image).maps
+        donors = scene_donors(adapter, found.cases, family.first_label)
+        maps = explain_error(adapter, None, image, donors).maps
         scene = case.scene.image.repeat(2, axis=0).repeat(2, axis=1)
         box = [2 * value for value in case.target.box_xyxy]
         cause = np.where(case.cause.numpy()[..., None], case.scene.image, case.scene.image // 4)
