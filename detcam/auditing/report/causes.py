@@ -171,7 +171,7 @@ def _agree(what: str, count: int) -> str:
     if count != 1:
         return what
     verb, rest = what.split(" ", 1)
-    singular = {"rest": "rests", "lie": "lies", "may": "may", "have": "has", "are": "is"}[verb]
+    singular = {"rest": "rests", "lie": "lies", "lack": "lacks", "may": "may", "have": "has", "are": "is"}[verb]
     rest = rest.replace(" of them ", " of it ").replace(" them", " it").replace("real objects", "a real object")
     return f"{singular} {rest}"
 
