@@ -41,10 +41,6 @@ MIN_PART_FRACTION = 0.15
 """Minimum size of a part, relative to the region."""
 MARGIN = 0.016
 """Margin of a region that does not end the error with every fill, relative to the image's longer side."""
-MAX_EROSIONS = 3
-"""Maximum number of times that the border of a region is taken off."""
-BORDER = 0.03
-"""Width of the border, relative to the square root of the region's area."""
 MAX_PARTS = 3
 """Maximum number of parts of a region that are removed alone."""
 
@@ -55,7 +51,7 @@ def reduce_region(
     """Reduce a region that ends the error to a smaller one that does so with a similar effect.
 
     Of a region that barely ends the error, its parts are tried, and what stands out in a spot, but no half of it, since
-    that hardly ever suffices; unless it is so large that its verdict cannot be strong. The border comes last.
+    that hardly ever suffices; unless it is so large that its verdict cannot be strong.
 
     Args:
         tried: the region.
@@ -78,7 +74,6 @@ def reduce_region(
     if not barely:
         smaller = yield from shrink(tried, proposal.heatmap, fill_count, ends)
         tried, parts = yield from _with_parts(smaller, tried, parts, hypothesis, fill_count)
-    tried = yield from erode(tried, fill_count, ends)
     return (yield from _part_outside(tried, hypothesis, fill_count)), parts
 
 
@@ -297,30 +292,6 @@ def _halves(region: Tensor) -> list[Tensor]:
     order = along.argsort(stable=True)[: len(rows) // 2]
     first[rows[order], columns[order]] = True
     return [first, region & ~first]
-
-
-def erode(tried: TriedRegion, fill_count: int, ends: Ending = ends_error) -> Investigation[TriedRegion]:
-    """Take the border off a connected region that ends the error, as long as the rest ends the error alone.
-
-    Regions of several parts, and of less than `MIN_HALVED_FRACTION` of the image, stay as they are.
-
-    Args:
-        tried: the region.
-        fill_count: number of fills.
-        ends: whether a trial ends the error.
-    """
-    for _ in range(MAX_EROSIONS):
-        is_small = float(tried.region.float().mean()) < MIN_HALVED_FRACTION
-        if is_small or len(connected_parts(tried.region)) != 1:
-            break
-        rest = ~_grown(~tried.region, max(1, round(BORDER * float(tried.region.sum()) ** 0.5)))
-        if len(connected_parts(rest)) != 1:
-            break
-        attempt = yield from try_region(rest, fill_count, tried.map_index, ends, first=tried.strictest_fill)
-        if not attempt.ends:
-            break
-        tried = attempt
-    return tried
 
 
 def try_with_margin(

@@ -15,7 +15,7 @@ from detcam.auditing.verification.interventions import Investigation, Removal
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 """Fractions of the image that are removed, strongest evidence of a map first."""
-START_FRACTION = 0.2
+START_FRACTION = 0.4
 """Fraction of the box at which the search starts."""
 START_RANGE = (0.002, 0.032)
 """Smallest and largest fraction of the image at which the search starts."""

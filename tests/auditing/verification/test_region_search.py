@@ -47,7 +47,7 @@ def test_few_maps_are_tried_at_a_smaller_size() -> None:
     maps = []
     for column in (20, 40, 60, 80):
         maps.append(disc(30, column, 8) * torch.linspace(1, 0.5, 10000).view(100, 100))
-    search = RegionSearch(maps, disc(50, 50, 11), fill_count=1)  # starts at 0.8 % of the image
+    search = RegionSearch(maps, disc(50, 50, 8), fill_count=1)  # starts at 0.8 % of the image
     found, count = drive(search.next_region(), lambda region, fill: int(region.sum()) >= 80)
     assert found is not None and int(found.region.sum()) == 80 and found.map_index == 0
     assert count == 1 + 2, "the first map at its size, and two maps at half of it"

@@ -282,7 +282,6 @@ def test_a_detail_of_an_object_that_is_lost_without_larger_regions() -> None:
     network = Spots(
         [rim, detail], lambda blueness: boat_or_barge(torch.stack([blueness[0], (blueness[1] < 0.3) * 1.0]))
     )
-    hull[rim] = 2  # small regions of the map are the rim
     result = verify(network, image, hull, is_confusion=True)
     assert bool(result.evidence[detail].all()) and not bool(result.evidence[rim].any()), result.verdict.reason
     assert result.verdict.grade in ("strong", "weak")
