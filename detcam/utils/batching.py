@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from detcam.utils.files import is_storage_error
-from detcam.utils.memory import is_out_of_memory, release_memory, warn_out_of_memory
+from detcam.utils.memory import alone_out_of_memory, is_out_of_memory, release_memory, warn_out_of_memory
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -87,5 +87,5 @@ def run_each(items: Sequence[T], run: Callable[[Sequence[T]], Sequence[R]]) -> l
         if is_storage_error(error):
             raise
         if len(items) == 1:
-            return [error]
+            return [alone_out_of_memory(error) if is_out_of_memory(error) else error]
     return [result for item in items for result in run_each([item], run)]

@@ -44,6 +44,15 @@ def check_probe_memory(error: BaseException, count: int, size_hw: tuple[int, int
         ) from error
 
 
+def alone_out_of_memory(error: BaseException) -> RuntimeError:
+    """The error, with the remedy, of a single image for which memory does not suffice; frees the frames of `error`."""
+    release_memory(error)
+    return RuntimeError(
+        "memory does not suffice for this image alone; pass a smaller image_size= (--image-size), or allow more "
+        f"(--max-memory) ({error})"
+    )
+
+
 def release_memory(error: BaseException) -> None:
     """Free what a failed computation held: the frames of its traceback, and PyTorch's cache on a GPU."""
     error.__traceback__ = None

@@ -79,3 +79,13 @@ def test_sizes_are_read() -> None:
     for text in ("", "G", "-4G", "4X", "10M", "nan"):
         with pytest.raises(ValueError, match="at least 256M"):
             parse_bytes(text)
+
+
+def test_an_item_that_needs_too_much_memory_alone_says_the_remedy() -> None:
+    def run(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return list(items)
+
+    first, second = run_each([1, 2], run)
+    assert first == 1 and "--image-size" in str(second) and "can't allocate memory" in str(second)

@@ -30,6 +30,10 @@ SAME_CLASS_LIMIT = "no region was found without which the object has another cla
 
 OUTSIDE_LIMIT = "the object has two boxes, and no region outside them is known to end this one"
 """What limits the grade of a region of the object without which its second box ends."""
+MAX_OUTSIDE_TRIALS = 14
+"""Number of perturbed images from which on maps are not searched further for the cause of a second box outside it."""
+MAX_INSIDE_TRIALS = 8
+"""The same for the cause of a second box anywhere, after none was found outside it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Hypothesis:
             searched first: without a part of the object, any further box there vanishes, whatever makes it.
         is_outside: whether only regions outside the box and the object are claimed. Then controls beside the evidence
             lie around the box instead of in it.
+        max_trials: number of perturbed images from which on a map is not searched further; None sets no limit.
         limits: what limits the grade of a verdict.
     """
 
@@ -64,6 +69,7 @@ class Hypothesis:
     is_confusion: bool = False
     is_second: bool = False
     is_outside: bool = False
+    max_trials: int | None = None
     limits: tuple[str, ...] = ()
 
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
@@ -100,11 +106,17 @@ class Hypothesis:
 
     def outside(self) -> Hypothesis:
         """The claim that the maps show the cause outside the box and the object."""
-        return replace(self, proposals=self.proposals.outside(self.inside), is_second=False, is_outside=True)
+        outside = self.proposals.outside(self.inside)
+        return replace(self, proposals=outside, is_second=False, is_outside=True, max_trials=MAX_OUTSIDE_TRIALS)
 
     def without_outside(self) -> Hypothesis:
-        """The claim that the maps show the cause anywhere, after none was found outside the box and the object."""
-        return replace(self, is_second=False, limits=(*self.limits, OUTSIDE_LIMIT))
+        """The claim that the maps show the cause anywhere, after none was found outside the box and the object.
+
+        Such a region is no strong evidence, and the search for it ends early; coarse-to-fine removal is left to what
+        has no maps.
+        """
+        segments, limits = None if self.proposals.maps else self.segments, (*self.limits, OUTSIDE_LIMIT)
+        return replace(self, is_second=False, segments=segments, max_trials=MAX_INSIDE_TRIALS, limits=limits)
 
     def without_confusion(self) -> Hypothesis:
         """The claim that the maps show what the detection needs, whatever becomes of the object."""

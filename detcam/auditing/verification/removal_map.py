@@ -15,6 +15,8 @@ from detcam.auditing.verification.verdict import remaining_score
 
 MAX_REMOVALS = 28
 """Maximum number of groups that are removed."""
+MAX_OUTSIDE_REMOVALS = 14
+"""The same if nothing in the box is removed."""
 MIN_DROP = 0.05
 """Minimum drop, relative to the score, of a group that is split further."""
 MAX_GROUP_FRACTION = 0.3
@@ -66,9 +68,9 @@ def removal_map(
     heatmap = torch.zeros(segments.shape)
     queue: list[tuple[float, int, Tensor]] = []
     pending = _first_groups(cells, box, keeps_box)
-    count = 0
-    while pending and count < MAX_REMOVALS:
-        pending = pending[: MAX_REMOVALS - count]
+    count, limit = 0, MAX_OUTSIDE_REMOVALS if keeps_box else MAX_REMOVALS
+    while pending and count < limit:
+        pending = pending[: limit - count]
         regions = [group[cells.labels] for group in pending]
         trials = yield [Removal("without part", region) for region in regions]
         for group, region, trial in zip(pending, regions, trials, strict=True):

@@ -243,7 +243,8 @@ class Verifier:
         self, hypothesis: Hypothesis, proposals: Sequence[Proposal], max_trials: int | None = None
     ) -> RegionSearch:
         maps = [each.heatmap for each in proposals]
-        return RegionSearch(maps, hypothesis.box, self.fill_count, ends=hypothesis.ends, max_trials=max_trials)
+        limit = hypothesis.max_trials if max_trials is None else max_trials
+        return RegionSearch(maps, hypothesis.box, self.fill_count, ends=hypothesis.ends, max_trials=limit)
 
     def _verify_probed(
         self,
