@@ -173,12 +173,12 @@ def test_work_is_counted_in_plain_passes_and_calls_of_autograd() -> None:
 
     work = count_work(adapter, image, five_images_and_two_gradients)
     assert (work.passes, work.backward) == (pytest.approx(5), 2)
-    # GradCAM: the whole pass once, backward through the head alone, and the map's way to the image's 32 x 32 pixels
+    # GradCAM: the whole pass once, backward through the head alone, and the map's way to the image's 32 rows
     grad = count_work(adapter, image, lambda: tensors(GradCAM(adapter)([image], [[ClassTarget(0)]])))
     conv = 2 * (4 * 27 * 16 * 16 + 5 * 36 * 8 * 8)
     head = 2 * 5 * 3
     assert grad.backward == 1
-    resize = 2 * (32 * 8 * 8 + 32 * 8 * 32)
+    resize = 2 * 32 * 8 * 32  # columns are interpolated without a product
     assert grad.passes == pytest.approx((conv + 2 * head + resize) / (conv + head), abs=1e-6)
 
 
