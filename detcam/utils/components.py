@@ -14,6 +14,14 @@ MaskArray: TypeAlias = npt.NDArray[np.bool_]
 Extent: TypeAlias = tuple[slice, slice]
 
 
+def overlap_exceeds(first: MaskArray, second: MaskArray, iou: float) -> bool:
+    """Whether the intersection over union of two masks (h, w) exceeds a value; False if both are empty.
+
+    NumPy counts the pixels of a mask ten times as fast as PyTorch.
+    """
+    return bool(np.count_nonzero(first & second) > iou * np.count_nonzero(first | second))
+
+
 def extent(mask: MaskArray) -> Extent:
     """Return the rows and columns that contain all True values of a mask (h, w); both empty if there are none."""
     window = []

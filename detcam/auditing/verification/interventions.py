@@ -17,7 +17,7 @@ from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill
 from detcam.utils.batching import batches, group_by
-from detcam.utils.components import extent
+from detcam.utils.components import extent, overlap_exceeds
 
 T = TypeVar("T")
 MIN_REPEATED_IOU = 0.85
@@ -85,12 +85,10 @@ def _repeated(request: Removal, persisting: Sequence[Removal]) -> Removal | None
     """The request for nearly the same region and the same fill among those without which the error persists."""
     if not _is_attempt(request):
         return None
-    region = request.region.numpy()  # NumPy counts ten times as fast as PyTorch
+    region = request.region.numpy()
     for other in persisting:
-        if other.fill == request.fill:
-            known = other.region.numpy()
-            if np.count_nonzero(region & known) > MIN_REPEATED_IOU * np.count_nonzero(region | known):
-                return other
+        if other.fill == request.fill and overlap_exceeds(region, other.region.numpy(), MIN_REPEATED_IOU):
+            return other
     return None
 
 

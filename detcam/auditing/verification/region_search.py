@@ -12,6 +12,7 @@ from torch import Tensor
 from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.evidence import StrongestPixels
 from detcam.auditing.verification.interventions import Investigation, Removal
+from detcam.utils.components import overlap_exceeds
 
 REGION_SIZES = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 """Fractions of the image that are removed, strongest evidence of a map first."""
@@ -227,5 +228,4 @@ def try_other_fills(tried: TriedRegion, fill_count: int, ends: Ending = ends_err
 
 def is_same(first: Tensor, second: Tensor) -> bool:
     """Whether two regions (h, w) bool are nearly the same."""
-    one, other = first.numpy(), second.numpy()  # NumPy counts ten times as fast as PyTorch
-    return bool(np.count_nonzero(one & other) > MIN_SAME_IOU * np.count_nonzero(one | other))
+    return overlap_exceeds(first.numpy(), second.numpy(), MIN_SAME_IOU)
