@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Adapter": "detcam.adapters.base",
-    "Audit": "detcam.auditing.pipeline",
+    "Audit": "detcam.auditing.result",
     "AuditComparison": "detcam.auditing.comparison.comparison",
     "BaseCAM": "detcam.cam",
     "Benchmark": "detcam.benchmarking.result",

@@ -8,7 +8,9 @@ from detcam.auditing.grouping.hierarchy import CauseNode
 from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.matching import Match, match, overlaps
 from detcam.auditing.oracle import DeltaAP
-from detcam.auditing.pipeline import Audit, AuditSettings, audit
+from detcam.auditing.pipeline import audit
+from detcam.auditing.result import Audit
+from detcam.auditing.settings import AuditSettings
 
 __all__ = [
     "ERROR_TYPES",

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detcam.adapters import Adapter, adapt
+from detcam.adapters import adapt
 from detcam.adapters.base import ModelLike
-from detcam.auditing.analysis import ErrorAnalysis, analyze_errors, check_thresholds
+from detcam.auditing.analysis import ErrorAnalysis, analyze_errors
 from detcam.auditing.background_type import BackgroundClassifier
-from detcam.auditing.case import AuditCase, ErrorGroup
-from detcam.auditing.case_table import CaseTable, explained_cases
+from detcam.auditing.case_table import CaseTable
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer
-from detcam.auditing.exports.data_frame import cases_frame
-from detcam.auditing.exports.fiftyone_dataset import fiftyone_dataset
-from detcam.auditing.grouping.assignment import MIN_EXPLAINED, Assignment
+from detcam.auditing.grouping.assignment import MIN_EXPLAINED
 from detcam.auditing.grouping.grouped_errors import GroupedErrors, group_errors
-from detcam.auditing.grouping.hierarchy import CauseNode
-from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.matching import IouType
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.evaluation import Evaluation
-from detcam.auditing.report.notebook import notebook_html
+from detcam.auditing.result import Audit
 from detcam.auditing.run_state import check_audit_folder
-from detcam.auditing.selection import EXPLAIN_ORDERS, ExplainOrder, choose_errors, relevant_errors
+from detcam.auditing.selection import ExplainOrder, choose_errors, relevant_errors
 from detcam.auditing.sentences import case_sentence, without_annotations
+from detcam.auditing.settings import AuditSettings, recorded_settings
 from detcam.auditing.stages import AuditStages
-from detcam.auditing.triage import TrustEstimator, least_trusted_first, unlabeled_images
-from detcam.auditing.validation import annotations_digest, prepare_annotations
+from detcam.auditing.triage import TrustEstimator, unlabeled_images
+from detcam.auditing.validation import prepare_annotations
 from detcam.auditing.verification.donors import choose_donors
 from detcam.auditing.verification.proposals import PORTFOLIO
 from detcam.cam import BaseCAM
@@ -45,9 +40,7 @@ from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make
 from detcam.layers import LayersLike
 from detcam.runs import EngineLike, Run, lock_folder, make_engine
 from detcam.targets.registry import TARGETS
-from detcam.utils.console import plural
 from detcam.utils.device import on_device
-from detcam.utils.hashing import adapter_digest, weights_digest
 
 DEFAULT_BATCH_SIZE = 4
 """Images per forward pass."""
@@ -56,151 +49,6 @@ MAX_IMAGES_TOGETHER = 16
 takes a fifth less time a case than with 4."""
 DEFAULT_METHOD = PORTFOLIO
 """Default: several maps propose evidence, and the smallest region that verification confirms is the cause."""
-
-
-@dataclass(frozen=True)
-class AuditSettings:
-    """Settings of an audit.
-
-    Attributes:
-        score_threshold: minimum score of a relevant detection, in (0, 1): errors from this score on are explained, and
-            an error ends when its score falls below it. Average precision counts all detections.
-        explain: maximum number of false positives to explain.
-        explain_missed: maximum number of missed objects to explain.
-        explain_order: ``"score"``: the false positives with the highest scores and the largest missed objects are
-            explained; ``"random"``: random samples of both are.
-        sample_seed: seed of the random samples. A larger sample contains the smaller ones of the same seed.
-        iou_threshold: minimum IoU of a true positive, in (0, 1].
-        background_threshold: maximum IoU of a background error.
-        iou_type: ``"bbox"``, or ``"segm"`` to match masks.
-        labels: class indices whose errors are explained; None explains all classes.
-        quantity: the quantity to explain of background errors, duplicates and missed objects.
-    """
-
-    score_threshold: float = DEFAULT_SCORE_THRESHOLD
-    explain: int = 200
-    explain_missed: int = 50
-    iou_threshold: float = 0.5
-    background_threshold: float = 0.1
-    iou_type: IouType = "bbox"
-    labels: tuple[int, ...] | None = None
-    quantity: str = "score"
-    explain_order: ExplainOrder = "score"
-    sample_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.score_threshold < 1:
-            raise ValueError(f"expected score_threshold between 0 and 1; got {self.score_threshold}")
-        check_thresholds(self.iou_threshold, self.background_threshold, self.iou_type)
-        if self.explain_order not in EXPLAIN_ORDERS:
-            raise ValueError(f"expected explain_order to be one of {EXPLAIN_ORDERS}; got {self.explain_order!r}")
-        if self.explain < 0 or self.explain_missed < 0:
-            raise ValueError(
-                f"expected explain and explain_missed of at least 0; got {self.explain} and {self.explain_missed}"
-            )
-
-
-@dataclass(frozen=True, repr=False)
-class Audit:
-    """Result of an audit.
-
-    Attributes:
-        analysis: the errors found by matching, with counts and costs.
-        cases: the same errors in the same order, with explanations where they were made; those without are made
-            when they are read.
-        groups: explained errors with similar evidence, at least two in a group, by decreasing cost.
-        causes: the hierarchy of causes of the explained errors, which begins with the kinds of evidence.
-        assignment: the unexplained errors, with the explained ones that resemble them, and the error of their
-            assignment to kinds of evidence; None if too few are explained.
-        inventory: shares of the kinds of evidence among all errors from the score threshold on, with intervals; empty
-            unless the explained errors are random samples.
-        issues: issues of the data, and what was left out because of them.
-        report: path of the report's ``index.html``, or None.
-        seconds: duration.
-        timings: seconds spent ``detecting``, ``matching``, ``explaining``, ``comparing``, ``writing`` and ``grouping``,
-            without those of an earlier, interrupted run.
-        score_threshold: minimum score of a relevant detection: see `AuditSettings`.
-        is_unlabeled: whether there were no annotations: the cases are detections.
-    """
-
-    analysis: ErrorAnalysis
-    cases: Sequence[AuditCase]
-    groups: tuple[ErrorGroup, ...]
-    causes: tuple[CauseNode, ...]
-    assignment: Assignment | None = field(repr=False)
-    inventory: tuple[CauseShare, ...]
-    issues: DataIssues
-    report: Path | None
-    seconds: float
-    timings: Mapping[str, float] = field(default_factory=dict)
-    score_threshold: float = DEFAULT_SCORE_THRESHOLD
-    is_unlabeled: bool = False
-
-    def __repr__(self) -> str:
-        report = "" if self.report is None else f", report: {self.report}"
-        value = self.analysis.average_precision
-        precision = f"average precision {'undefined' if math.isnan(value) else f'{value:.3f}'}"
-        noun = "detection" if self.is_unlabeled else "error"
-        kinds = ", ".join(f"{cause.name}: {len(cause)}" for cause in self.causes)
-        kinds = f" ({kinds})" if kinds else ""
-        return (
-            f"Audit({plural(len(self.cases), noun)}, {len(self.explained)} explained, {len(self.confirmed)} "
-            f"confirmed, {plural(len(self.groups), 'group')}{kinds}, "
-            f"{'no annotations' if self.is_unlabeled else precision}{report})"
-        )
-
-    def _repr_html_(self) -> str:
-        options = {"is_unlabeled": self.is_unlabeled}
-        return notebook_html(self.analysis, self.cases, self.causes, self.score_threshold, self.report, **options)
-
-    @property
-    def explained(self) -> list[AuditCase]:
-        """The cases with a heatmap."""
-        return [case for case in explained_cases(self.cases).values() if case.method]
-
-    def to_pandas(self) -> Any:
-        """Convert the cases to a pandas data frame, one row each, with boxes and ground truth as columns.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return cases_frame(self.cases)
-
-    def to_fiftyone(
-        self, name: str | None = None, *, images: str | Path | None = None, persistent: bool = False
-    ) -> Any:
-        """Convert the report to a FiftyOne dataset: errors, objects, evidence, heatmaps, and a view for each group.
-
-        Each image of an explained error is a sample. ``errors`` has its errors, with type, verdict and kind of evidence
-        as tags; ``ground_truth`` its objects, those that are missed with a tag; ``evidence`` the regions that the
-        errors need, as masks; ``heatmap``, ``heatmap_2``, ... the heatmaps by decreasing score.
-
-        Args:
-            name: name of the dataset; None lets FiftyOne choose one.
-            images: folder of the original images; None takes those of the report.
-            persistent: whether the dataset outlives the session.
-
-        Returns:
-            The ``fiftyone.Dataset``.
-
-        Raises:
-            ImportError: FiftyOne is not installed.
-            ValueError: the audit has no report, or a dataset of that name exists.
-        """
-        if self.report is None:
-            raise ValueError("expected an audit with a report; run it with a folder: detcam.audit(..., out=...)")
-        folder = None if images is None else Path(images)
-        return fiftyone_dataset(self.report.parent, folder, name, persistent=persistent)
-
-    @property
-    def least_trusted(self) -> list[AuditCase]:
-        """The explained detections of an audit without annotations, by increasing trust."""
-        return least_trusted_first(self.explained)
-
-    @property
-    def confirmed(self) -> list[AuditCase]:
-        """The cases whose evidence is confirmed as the cause."""
-        return [case for case in self.explained if case.confirmed]
 
 
 def audit(
@@ -331,7 +179,7 @@ def audit(
         raise ValueError("resume=True needs the folder of the interrupted audit: out=")
     with lock_folder(out) as folder, engine.started(), on_device(adapter.model, device):
         cam = None if method == PORTFOLIO else make_cam(adapter, method)
-        recorded = _recorded_settings(settings, adapter, cam, annotations, name)
+        recorded = recorded_settings(settings, adapter, cam, annotations, name)
         if is_unlabeled:
             recorded["unlabeled"] = True
         images_per_pass = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
@@ -385,23 +233,6 @@ def audit(
         score_threshold,
         is_unlabeled=is_unlabeled,
     )
-
-
-def _recorded_settings(
-    settings: AuditSettings, adapter: Adapter, cam: BaseCAM | None, annotations: Annotations, model_name: str
-) -> dict[str, Any]:
-    """The settings that the report shows, and that an audit must share with the one it resumes."""
-    return {
-        **asdict(settings),
-        "method": PORTFOLIO if cam is None else cam.name,
-        "layers": list(adapter.layer_names),
-        "model": model_name,
-        "annotations": annotations.path.name,
-        "images": len(annotations),
-        "annotations_digest": annotations_digest(annotations),
-        "weights": weights_digest(adapter.model),
-        "adapter_options": adapter_digest(adapter),
-    }
 
 
 def _run(

@@ -30,7 +30,7 @@ from detcam.utils.console import make_console, make_table, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from detcam.auditing.pipeline import Audit
+    from detcam.auditing.result import Audit
 
 HELP = "Explain a detector's errors on annotated images, and verify each explanation by removing its evidence."
 EPILOG = """

@@ -100,6 +100,17 @@ class BlurFill(UniformFill):
         return blur(images.flatten(0, 1).to(work_dtype(images)), sigma).view_as(images).to(images.dtype)
 
 
+def _fill_each(images: Tensor, removed: Tensor, fill: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Fill images one by one: `fill` gives the fill of an image (C, h, w), in work precision, at a mask (h, w) bool."""
+    check_masks(images, removed)
+    images = images.expand(len(removed), -1, -1, -1)
+    filled = images.clone()
+    for row, (image, mask) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
+        if bool(mask.any()):
+            filled[row] = torch.where(mask, fill(image, mask).to(filled), filled[row])
+    return filled
+
+
 class SurroundingsFill(Fill):
     """A blur of the remaining pixels; unlike in `BlurFill`, the removed pixels' colors do not contribute.
 
@@ -111,19 +122,13 @@ class SurroundingsFill(Fill):
     name = "blur"
 
     def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
-        check_masks(images, removed)
-        images = images.expand(len(removed), -1, -1, -1)
-        filled = images.clone()
-        for row, (image, mask) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
-            if bool(mask.all()):
-                filled[row] = MeanFill()(images[row : row + 1], mask[None])[0]
-            elif bool(mask.any()):
-                filled[row] = torch.where(mask, _blurred_surroundings(image, mask).to(filled), filled[row])
-        return filled
+        return _fill_each(images, removed, _blurred_surroundings)
 
 
 def _blurred_surroundings(image: Tensor, mask: Tensor) -> Tensor:
-    """A blur (C, h, w) of the remaining pixels of an image (C, h, w)."""
+    """A blur (C, h, w) of the remaining pixels of an image (C, h, w); its mean color if none remain."""
+    if bool(mask.all()):
+        return image.mean((1, 2), keepdim=True)
     weighted = _small_and_weighted(image, ~mask)
     has_removed = weighted[-1] < 1
     size = weighted.shape[1:]
@@ -259,14 +264,11 @@ class EvenLightFill(Fill):
     share: ClassVar[float] = 0.25
 
     def __call__(self, images: Tensor, removed: Tensor) -> Tensor:
-        check_masks(images, removed)
-        images = images.expand(len(removed), -1, -1, -1)
-        filled = images.clone()
-        for row, (image, mask) in enumerate(zip(images.to(work_dtype(images)), removed, strict=True)):
-            if bool(mask.any()):
-                evened = image - light_of(image, mask) + self._other_color(image, mask)[:, None, None]
-                filled[row] = torch.where(mask, evened.to(filled), filled[row])
-        return filled
+        return _fill_each(images, removed, self._evened)
+
+    def _evened(self, image: Tensor, mask: Tensor) -> Tensor:
+        """An image (C, h, w) in another light, valid in the mask (h, w) bool."""
+        return image - light_of(image, mask) + self._other_color(image, mask)[:, None, None]
 
     def _other_color(self, image: Tensor, mask: Tensor) -> Tensor:
         """The color (C,) of the pixels of an image (C, h, w) outside a mask (h, w) that are least like those in it."""

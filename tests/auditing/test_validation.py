@@ -21,8 +21,9 @@ import detcam
 from detcam import ODAM, adapt
 from detcam.adapters import Adapter, detector
 from detcam.auditing.explainer import ErrorExplainer
-from detcam.auditing.pipeline import DEFAULT_METHOD, AuditSettings
+from detcam.auditing.pipeline import DEFAULT_METHOD
 from detcam.auditing.run_state import StoredDetections, detection_table
+from detcam.auditing.settings import AuditSettings
 from detcam.auditing.stages import MIN_DETECTION_SCORE
 from detcam.cli.app import app
 from detcam.cli.audit import AuditOptions

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from detcam.auditing.case import AuditCase
-from detcam.auditing.pipeline import Audit
 from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.report.layout import AUDIT
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
+from detcam.auditing.result import Audit
 from detcam.utils.files import check_report, read_json
 
 AuditLike: TypeAlias = "Audit | str | Path"

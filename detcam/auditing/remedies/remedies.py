@@ -14,13 +14,13 @@ from typing import Any
 from detcam.auditing.case import AuditCase
 from detcam.auditing.grouping.actions import REASONS, Action, choose_action
 from detcam.auditing.grouping.hierarchy import Cause
-from detcam.auditing.pipeline import Audit
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, contact_sheet, crop
 from detcam.auditing.remedies.counterfactuals import DEFAULT_TRANSPLANTS, TrainingImage, make_counterfactuals
 from detcam.auditing.remedies.datasets import write_training_set
 from detcam.auditing.remedies.relabel import BOXES, CLASSES, MISSING, write_relabel_queue
 from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.report_data import ReportData
+from detcam.auditing.result import Audit
 from detcam.utils.console import plural
 from detcam.utils.files import json_value, replace_file
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -43,14 +43,10 @@ Investigation: TypeAlias = Generator[list[Removal], list[Trial], T]
 """A procedure that yields requests, receives their trials, and returns its result."""
 
 
-def remembering(investigation: Investigation[T]) -> Investigation[T]:
-    """An investigation whose repeated requests are answered with the first trial, without another pass.
-
-    A region that is nearly the same as one without which the error persists counts as repeated: nobody asks whether a
-    few pixels decide.
-    """
-    known: dict[tuple[bytes, int], Trial] = {}
-    persisting: list[Removal] = []
+def asking(
+    investigation: Investigation[T], ask: Callable[[list[Removal]], Investigation[list[Trial]]]
+) -> Investigation[T]:
+    """An investigation each of whose lists of requests is answered by another one, `ask`, which may change it."""
     answer: list[Trial] | None = None
     while True:
         try:
@@ -59,17 +55,32 @@ def remembering(investigation: Investigation[T]) -> Investigation[T]:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        answer = yield from ask(requests)
+
+
+def remembering(investigation: Investigation[T]) -> Investigation[T]:
+    """An investigation whose repeated requests are answered with the first trial, without another pass.
+
+    A region that is nearly the same as one without which the error persists counts as repeated: nobody asks whether a
+    few pixels decide.
+    """
+    known: dict[tuple[bytes, int], Trial] = {}
+    persisting: list[Removal] = []
+
+    def ask(requests: list[Removal]) -> Investigation[list[Trial]]:
         keys = [_key(_repeated(request, persisting) or request) for request in requests]
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
         if new:
             trials = yield list(new.values())
-            known |= dict(zip(new, trials, strict=True))
-            persisting += [
+            known.update(zip(new, trials, strict=True))
+            persisting.extend(
                 request for key, request in new.items() if known[key].outcome in PERSISTING and _is_attempt(request)
-            ]
-        answer = [
+            )
+        return [
             replace(known[key], intervention=request.intervention) for key, request in zip(keys, requests, strict=True)
         ]
+
+    return asking(investigation, ask)
 
 
 def _key(request: Removal) -> tuple[bytes, int]:

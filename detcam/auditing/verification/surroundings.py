@@ -6,7 +6,7 @@ region of it would be filled with the light around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from detcam.auditing.case import Trial
 from detcam.auditing.verification.evidence import RING_WIDTH, box_region
 from detcam.auditing.verification.hypothesis import Hypothesis
-from detcam.auditing.verification.interventions import Investigation, Removal, T
+from detcam.auditing.verification.interventions import Investigation, Removal, T, asking
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_reduction import connected_parts
 from detcam.perturbation.fills import LIGHT_BLUR, EvenLightFill, Fill, HalfLightFill, MeanFill, RingFill, light_of
@@ -126,14 +126,10 @@ SURROUNDINGS: tuple[Surroundings, ...] = (LIGHT, REMOVED)
 SURROUNDINGS_FILLS: tuple[Fill, ...] = tuple(fill for each in SURROUNDINGS for fill in each.fills)
 
 
-def with_later_fills(investigation: Investigation[T], first: int) -> Generator[list[Removal], list[Trial], T]:
+def with_later_fills(investigation: Investigation[T], first: int) -> Investigation[T]:
     """An investigation whose fills are those from the index `first` on."""
-    answer: list[Trial] | None = None
-    while True:
-        try:
-            # A generator starts with None, and then receives the trials that it asked for.
-            requests = investigation.send(answer)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        answer = yield [replace(request, fill=first + request.fill) for request in requests]
+
+    def ask(requests: list[Removal]) -> Investigation[list[Trial]]:
+        return (yield [replace(request, fill=first + request.fill) for request in requests])
+
+    return asking(investigation, ask)

@@ -9,26 +9,33 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import Trial
-from detcam.auditing.verification.interventions import Investigation
+from detcam.auditing.verification.interventions import Investigation, Removal
 
 T = TypeVar("T")
 
 
-def drive(investigation: Investigation[T], outcome: Callable[[Tensor, int], bool]) -> tuple[T, int]:
-    """Answer the requests of an investigation; `outcome` says whether the error ends. Returns result and requests."""
+def answered(investigation: Investigation[T], answer: Callable[[Removal], Trial]) -> tuple[T, list[Removal]]:
+    """Answer each request of an investigation; returns its result and the requests."""
     answers: list[Trial] | None = None
-    count = 0
+    asked: list[Removal] = []
     while True:
         try:
             requests = investigation.send(answers)  # type: ignore[arg-type]
         except StopIteration as stop:
-            return stop.value, count
-        count += len(requests)
-        answers = [
-            Trial(each.intervention, str(each.fill), *((0.1, "vanished") if ends else (0.9, "unchanged")))  # type: ignore[arg-type]
-            for each in requests
-            for ends in [outcome(each.region, each.fill)]
-        ]
+            return stop.value, asked
+        asked += requests
+        answers = [answer(each) for each in requests]
+
+
+def drive(investigation: Investigation[T], outcome: Callable[[Tensor, int], bool]) -> tuple[T, int]:
+    """Answer the requests of an investigation; `outcome` says whether the error ends. Returns result and requests."""
+
+    def answer(request: Removal) -> Trial:
+        ends = outcome(request.region, request.fill)
+        return Trial(request.intervention, str(request.fill), *((0.1, "vanished") if ends else (0.9, "unchanged")))  # type: ignore[arg-type]
+
+    result, asked = answered(investigation, answer)
+    return result, len(asked)
 
 
 def disc(row: int, column: int, radius: float = 6) -> Tensor:

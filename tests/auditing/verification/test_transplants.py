@@ -21,11 +21,13 @@ from detcam.auditing.grouping.actions import case_action
 from detcam.auditing.grouping.evidence_kind import evidence_kind
 from detcam.auditing.verification.donors import Donor, choose_donors, cut_window, paste_window, window
 from detcam.auditing.verification.hypothesis import VerificationResult
+from detcam.auditing.verification.interventions import Removal
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.transplants import Transplantation, TransplantFill
 from detcam.auditing.verification.verdict import Verdict, decide_transplant
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
+from tests.auditing.verification.driven import answered
 
 OBJECT: Box = (24.0, 24.0, 48.0, 40.0)
 SIZE_HW = (64, 192)
@@ -149,25 +151,17 @@ def run(found: Sequence[float], narrow: float, controls: Sequence[float]) -> tup
     verdict = Verdict("not confirmed", float("nan"), "persists")
     removed = VerificationResult((), verdict, Proposal("map", empty.float()), empty, (), None, ends=False)
     investigation = claim.investigate(removed, Recorder())  # type: ignore[arg-type]
-    answers: list[Trial] | None = None
-    asked: list[str] = []
-    wide = 0
-    while True:
-        try:
-            requests = investigation.send(answers)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            return stop.value, asked
-        answers = []
-        for request in requests:
-            assert not bool(request.region[24:40, 24:48].any()), "the object keeps its pixels"
-            if request.intervention == "transplant control":
-                score = controls[0 if request.fill == 0 else request.fill - 1 - len(found)]
-            elif bool(request.region[17, 36]):
-                score, wide = found[request.fill - 2], wide + 1
-            else:
-                score = narrow
-            asked.append(request.intervention)
-            answers.append(Trial(request.intervention, "transplant", score, "appeared" if score >= 0.5 else "absent"))
+
+    def answer(request: Removal) -> Trial:
+        assert not bool(request.region[24:40, 24:48].any()), "the object keeps its pixels"
+        if request.intervention == "transplant control":
+            score = controls[0 if request.fill == 0 else request.fill - 1 - len(found)]
+        else:
+            score = found[request.fill - 2] if bool(request.region[17, 36]) else narrow
+        return Trial(request.intervention, "transplant", score, "appeared" if score >= 0.5 else "absent")
+
+    result, asked = answered(investigation, answer)
+    return result, [request.intervention for request in asked]
 
 
 def test_surroundings_that_all_donors_share_are_the_cause() -> None:
