@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from detcam.adapters.registry import register_adapter as register_adapter
     from detcam.auditing.comparison.comparison import AuditComparison as AuditComparison
     from detcam.auditing.comparison.comparison import compare_audits as compare_audits
-    from detcam.auditing.pipeline import Audit as Audit
     from detcam.auditing.pipeline import audit as audit
     from detcam.auditing.remedies.remedies import Repair as Repair
     from detcam.auditing.remedies.remedies import repair as repair
+    from detcam.auditing.result import Audit as Audit
     from detcam.benchmarking.compare import benchmark as benchmark
     from detcam.benchmarking.result import Benchmark as Benchmark
     from detcam.cam import BaseCAM as BaseCAM

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from pkgutil import iter_modules
 
 
 def lazy_attributes(
@@ -34,6 +33,8 @@ def lazy_attributes(
         return value
 
     def list_attributes() -> list[str]:
+        from pkgutil import iter_modules  # slow to import, and rarely needed
+
         parent = sys.modules[package]
         return sorted({*vars(parent), *modules, *(module.name for module in iter_modules(parent.__path__))})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Generic, TypeVar
@@ -87,6 +86,8 @@ class Registry(Mapping[str, T], Generic[T]):
         key = normalized(name)
         if key in self._keys:
             return self[name]
+        import difflib  # takes as long as the rest of this module
+
         close = difflib.get_close_matches(key, self._keys, n=3, cutoff=0.6)
         hint = " or ".join(self._keys[match] for match in close)
         known = f"did you mean {hint}?" if hint else f"expected one of {', '.join(self)}"

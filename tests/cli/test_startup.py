@@ -82,3 +82,10 @@ def test_an_interruption_of_an_import_takes_one_line(module: str) -> None:
     command = [sys.executable, "-c", code, "explain", __file__, *MODEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "detcam: interrupted\n")
+
+
+def test_little_is_imported_before_interruptions_are_caught() -> None:
+    """Until `detcam.cli.main` is there, Ctrl-C ends in a traceback of the interpreter."""
+    code = "import sys, detcam.cli.main; print(*{'difflib', 'inspect', 'pkgutil', 'typer'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
