@@ -126,7 +126,7 @@ class Adapter(ABC):
         wrapper_normalization: how such a wrapper normalizes its input, or None; a batch given as a tensor passes it.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
             it; None where the model applies its own.
-        shrinks_images: whether `prepare` also takes large images in 8 bits (`detcam.data.images.as_float`).
+        takes_bytes: whether `prepare` also takes large images in 8 bits (`detcam.data.images.as_float`).
         fixed_options: arguments of the base class's constructor that the subclass sets itself and does not accept.
     """
 
@@ -148,7 +148,7 @@ class Adapter(ABC):
     first_label: ClassVar[int] = 0
     normalization_is_known: bool = True
     score_threshold_name: ClassVar[str | None] = None
-    shrinks_images: ClassVar[bool] = False
+    takes_bytes: ClassVar[bool] = False
     fixed_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
@@ -432,7 +432,7 @@ class Adapter(ABC):
                 batch_size=batch_size,
                 progress=progress,
             )
-        tensors = self.reader.read_all(images, keep_bytes=self.shrinks_images)
+        tensors = self.reader.read_all(images, keep_bytes=self.takes_bytes)
         results: dict[int, Detections] = {}
         groups = self.groups(tensors, DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
         for group in track(groups, "predicting", enabled=progress):

@@ -16,6 +16,7 @@ from detcam.adapters.black_box import BlackBox
 from detcam.adapters.contract import plain_module
 from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
 from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
+from detcam.data.images import as_float
 from detcam.geometry import Geometry
 from detcam.layers import probe_sizes
 from detcam.outputs import DetectorOutput
@@ -71,6 +72,7 @@ class CustomDetectorAdapter(DetectorAdapter):
 
     family = "custom detector"
     score_threshold_name = "score_threshold"
+    takes_bytes = True
 
     def __init__(
         self,
@@ -169,6 +171,7 @@ class CustomDetectorAdapter(DetectorAdapter):
 
     def _resized(self, image: Tensor, geometry: Geometry) -> Tensor:
         """Resize and pad an image according to its geometry, and preprocess it."""
+        image = as_float(image)
         (height, width), (scale_x, scale_y) = geometry.image_size_hw, geometry.scale_xy
         size = (round(height * scale_y), round(width * scale_x))
         if size != (height, width):

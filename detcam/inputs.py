@@ -179,7 +179,7 @@ def read_request(adapter: Adapter, images: Images, targets: Targets, model_kwarg
     else:
         images = expand_paths(images)
         single = is_single(images)
-        read = adapter.reader.read_all(images, keep_bytes=adapter.shrinks_images)
+        read = adapter.reader.read_all(images, keep_bytes=adapter.takes_bytes)
         request = Request(images=tuple(read), extra_inputs=extra, model_kwargs=kwargs)
     targets = _converted(targets)
     if adapter.takes_bags and isinstance(targets, (list, tuple)) and len(targets) == 1:

@@ -30,7 +30,7 @@ class TorchvisionDetector(DetectorAdapter, abstract=True):
     """Base class that prepares images with the model's `GeneralizedRCNNTransform` and runs its backbone."""
 
     first_label = 1
-    shrinks_images = True
+    takes_bytes = True
     model: Any  # nn.Module types every attribute as Tensor | Module
 
     def default_target_layers(self) -> Sequence[nn.Module]:

@@ -24,6 +24,7 @@ class TransformersModel(Adapter, abstract=True):
     """
 
     preparation: ImagePreparation
+    takes_bytes = True
 
     def use_processor(self, model: nn.Module, processor: Any, image_size: int | tuple[int, int] | None) -> None:
         """Set the image processor: the given one, else the one that belongs to the model."""

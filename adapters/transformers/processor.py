@@ -171,6 +171,8 @@ def _size_settings(processor: Any, image_size: int | tuple[int, int]) -> dict[st
 
 def _pixels(image: Tensor, eight_bits: bool) -> Tensor:
     """Return an image in 0..255: uint8 if it has 8 bits, since resizing then rounds, else float."""
+    if image.dtype == torch.uint8:
+        return image.cpu().contiguous()
     scaled = image.detach().float().cpu() * 255
     rounded = scaled.round()
     whole = (scaled - rounded).abs().max() < 1e-3 and rounded.min() >= 0 and rounded.max() <= 255

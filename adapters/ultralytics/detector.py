@@ -55,7 +55,7 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
     """
 
     stretches = False
-    shrinks_images = True
+    takes_bytes = True
     score_threshold_name = "conf"
 
     def __init__(

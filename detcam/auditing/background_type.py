@@ -202,7 +202,7 @@ class BackgroundClassifier:
     def _compute(self, detections: Mapping[int, Sequence[int]]) -> None:
         """Compute the features of detections, given as detection indices by image index."""
         for chunk in batches(sorted(detections), self.batch_size):
-            read = partial(self.adapter.reader.read, keep_bytes=self.adapter.shrinks_images)
+            read = partial(self.adapter.reader.read, keep_bytes=self.adapter.takes_bytes)
             pixels = [read(self.annotations[image].path) for image in chunk]
             for group in self.adapter.groups(pixels, self.batch_size):
                 items = [(pixels[row], self.detections[chunk[row]].boxes_xyxy[detections[chunk[row]]]) for row in group]

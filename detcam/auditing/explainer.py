@@ -63,7 +63,7 @@ class ErrorImage:
     """An image with the errors to explain.
 
     Attributes:
-        image: (3, H, W) float32 RGB in [0, 1].
+        image: (3, H, W) RGB, float32 in [0, 1]; large ones uint8 where the adapter takes them.
         detections: the model's detections.
         ground_truth: the objects.
         errors: the errors to explain.

@@ -276,7 +276,7 @@ def _run(
                 annotations,
                 labels,
                 settings.score_threshold,
-                lambda index: adapter.reader.read(annotations[index].path),
+                lambda index: adapter.reader.read(annotations[index].path, keep_bytes=True),
             )
         by_id = stages.explain(explainer, analysis, detections, annotations, cases.__getitem__, chosen)
         ids = {index: cases[index].id for index in sorted(chosen)}

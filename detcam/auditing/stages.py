@@ -70,7 +70,7 @@ class DetectionWork:
     def __call__(self, payload: Sequence[tuple[int, Path]], log: CrashLog) -> pa.Table:
         """Return the table of an image's detections a row; the payload is the index and path of each image."""
         results: dict[int, Detections | str | Exception] = {}
-        read = partial(self.adapter.reader.read, keep_bytes=self.adapter.shrinks_images)
+        read = partial(self.adapter.reader.read, keep_bytes=self.adapter.takes_bytes)
         for batch in batches(payload, self.batch_size):
             readable: list[tuple[int, Tensor]] = []
             for index, path in batch:
@@ -116,9 +116,10 @@ class VerificationWork:
     def __call__(self, payload: Sequence[ErrorImage], log: CrashLog) -> pa.Table:
         """Return the table of the explained errors; the payload is images whose pixels are not read yet."""
         adapter = self.explainer.adapter
+        read = partial(adapter.reader.read, keep_bytes=adapter.takes_bytes)
 
         def explain(batch: Sequence[ErrorImage]) -> list[tuple[ErrorImage, list[ExplainedError]]]:
-            images = [replace(each, image=adapter.reader.read(each.ground_truth.path)) for each in batch]
+            images = [replace(each, image=read(each.ground_truth.path)) for each in batch]
             name = f"explaining {' '.join(each.cases[0].id for each in batch)}"
             return list(zip(images, log.call(name, self.explainer.explain, images), strict=True))
 

@@ -91,7 +91,7 @@ class ExplanationWork:
     def read(self, part: Sequence[tuple[str, str]], log: CrashLog) -> list[Tensor | Exception]:
         """Return each image, or why it cannot be read."""
         found: list[Tensor | Exception] = []
-        read = partial(self.adapter.reader.read, keep_bytes=self.adapter.shrinks_images)
+        read = partial(self.adapter.reader.read, keep_bytes=self.adapter.takes_bytes)
         for path, _ in part:
             try:
                 found.append(log.call(f"reading {ascii(path)}", read, Path(path)))

@@ -252,7 +252,7 @@ def _read_images(adapter: Adapter, images: Images) -> tuple[list[Tensor] | None,
     if inputs is not None:
         return None, [None] * len(inputs)
     items: list[Any] = [images] if is_single(images) else list(images)  # type: ignore[arg-type]
-    tensors = adapter.reader.read_all(images, keep_bytes=adapter.shrinks_images)
+    tensors = adapter.reader.read_all(images, keep_bytes=adapter.takes_bytes)
     return tensors, [Path(item) if isinstance(item, (str, Path)) else None for item in items]
 
 

@@ -132,8 +132,14 @@ def photograph(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "ssdlite", "yolo"])
-@pytest.mark.parametrize("options", [{}, {"aug_smooth": True}, {"method": "sobel"}], ids=["plain", "views", "sobel"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("faster_rcnn", "ssdlite", "yolo", "own_detector", "hf_detr")),
+        *((name, {"aug_smooth": True}) for name in ("faster_rcnn", "yolo")),
+        ("own_detector", {"method": "sobel"}),
+    ],
+)
 def test_images_kept_in_bytes_give_the_same_maps(
     name: str, options: dict[str, object], photograph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from detcam.auditing.case import AuditCase, Box, EvidenceForm, EvidenceKind
 from detcam.auditing.sentences import MIN_SHARE, is_inside, is_outside, outside_share
+from detcam.data.images import as_float
 
 BORDER_WIDTH = 0.03
 """Width of the border of an image, relative to its sides."""
@@ -29,7 +31,7 @@ def describe_evidence(image: Tensor, evidence: Tensor) -> dict[str, Any]:
     """Describe an evidence region by its bounding box and form.
 
     Args:
-        image: (3, H, W) float32 in [0, 1].
+        image: (3, H, W), float32 in [0, 1] or uint8.
         evidence: (H, W) bool.
 
     Returns:
@@ -65,12 +67,13 @@ def color_separation(image: Tensor, evidence: Tensor) -> float:
     summed over the color channels: 1 if each has one color and the two differ, 0 if their means are equal.
 
     Args:
-        image: (3, H, W) float32.
+        image: (3, H, W), float32 or uint8.
         evidence: (H, W) bool, not empty.
     """
     factor = min(1.0, MAX_WORKING_SIDE / max(evidence.shape))
     size = [max(round(side * factor), 1) for side in evidence.shape]
-    small = F.interpolate(image[None].float(), size, mode="area")[0].cpu()
+    # One channel at a time, as images in 8 bits are large.
+    small = torch.cat([F.interpolate(as_float(channel)[None, None], size, mode="area")[0] for channel in image]).cpu()
     inside = F.interpolate(evidence[None, None].float(), size, mode="area")[0, 0] > 0.5
     if not bool(inside.any()):
         return 0.0

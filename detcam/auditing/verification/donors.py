@@ -18,6 +18,7 @@ from detcam.auditing.error_targets import object_box
 from detcam.auditing.verification.evidence import RING_WIDTH, control_generator
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
+from detcam.data.images import as_float
 
 MIN_DONORS = 2
 """Minimum number of donors of a class; with fewer, nothing is transplanted."""
@@ -69,7 +70,7 @@ def choose_donors(
         ground_truths: the objects of each image.
         labels: class indices.
         score_threshold: minimum score of a donor, in [0, 1].
-        read: function from the index of an image to its pixels (C, H, W) float32 in [0, 1]; an object of an image
+        read: function from the index of an image to its pixels (C, H, W), float32 in [0, 1] or uint8; an object of one
             that cannot be read (OSError, TypeError or ValueError) is no donor.
 
     Returns:
@@ -166,13 +167,13 @@ def _intersections(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def cut_window(image: Tensor, box: Box) -> Tensor:
-    """The window (C + 1, h, w) float16 of a box in an image (C, H, W)."""
+    """The window (C + 1, h, w) float16 of a box in an image (C, H, W), float32 or uint8."""
     left, top, right, bottom = window(box)
     height, width = image.shape[-2:]
     pixels = torch.zeros(len(image) + 1, bottom - top, right - left)
     rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
     inner = pixels[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    inner[:-1], inner[-1] = image[:, rows, columns].float(), 1
+    inner[:-1], inner[-1] = as_float(image[:, rows, columns]), 1
     factor = MAX_SIDE / max(pixels.shape[-2:])
     if factor < 1:
         size = [max(round(side * factor), 1) for side in pixels.shape[-2:]]
@@ -184,7 +185,7 @@ def paste_window(image: Tensor, box: Box, surroundings: Tensor) -> Tensor:
     """An image (C, H, W) with the window of a donor, resized to that of a box; the box itself is painted over as well.
 
     Args:
-        image: (C, H, W) float32 in [0, 1].
+        image: (C, H, W), float32 in [0, 1] or uint8.
         box: the box.
         surroundings: (C + 1, h, w), a window as in `Donor`.
     """
@@ -193,8 +194,8 @@ def paste_window(image: Tensor, box: Box, surroundings: Tensor) -> Tensor:
     size = (bottom - top, right - left)
     pixels = F.interpolate(surroundings[None].float(), size, mode="bilinear", antialias=True, align_corners=False)[0]
     rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
-    pixels = pixels[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left].to(image)
-    result = image.clone()
+    pixels = pixels[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    result = image.clone() if image.is_floating_point() else as_float(image)
     target = result[:, rows, columns]
     target[:] = torch.where(pixels[-1:] > 0.5, pixels[:-1] / pixels[-1:].clamp(min=0.5), target)
     return result

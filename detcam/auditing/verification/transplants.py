@@ -46,7 +46,7 @@ class Transplantation:
     """The claim that a missed object would be found in the surroundings of found objects of its class.
 
     Attributes:
-        image: (C, H, W) float32 in [0, 1].
+        image: (C, H, W), float32 in [0, 1] or uint8.
         box: box of the missed object, pixels of the image.
         donors: the found objects.
         prepare: from an image (C, H, W) to the area (1, C, h, w) of the network's input.

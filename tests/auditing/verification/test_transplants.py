@@ -17,6 +17,8 @@ import detcam
 from detcam.adapters import detector
 from detcam.auditing import AuditCase, analyze_errors
 from detcam.auditing.case import Box, Trial
+from detcam.auditing.conclusion import ExplainedError
+from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.grouping.actions import case_action
 from detcam.auditing.grouping.evidence_kind import evidence_kind
 from detcam.auditing.verification.donors import Donor, choose_donors, cut_window, paste_window, window
@@ -25,6 +27,7 @@ from detcam.auditing.verification.interventions import Removal
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.transplants import Transplantation, TransplantFill
 from detcam.auditing.verification.verdict import Verdict, decide_transplant
+from detcam.data import images as data_images
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from tests.auditing.verification.driven import answered
@@ -253,6 +256,21 @@ def test_an_audit_finds_that_an_object_lacks_its_context(is_clamped: bool, tmp_p
     column, row = case.peak_xy or (0, 0)
     assert 20 <= row < 44 and 18 <= column < 54 and not (24 <= row < 40 and 24 <= column < 48)
     assert case.forward_passes <= 27
+
+
+def test_images_stay_in_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = audit_dark(tmp_path, [True, False, True])
+    kept: list[torch.dtype] = []
+    explain = ErrorExplainer.explain
+
+    def explaining(self: ErrorExplainer, images: Sequence[ErrorImage]) -> list[list[ExplainedError]]:
+        kept.extend(image.image.dtype for image in images)
+        return explain(self, images)
+
+    monkeypatch.setattr(ErrorExplainer, "explain", explaining)
+    monkeypatch.setattr(data_images, "MAX_FLOAT_PIXELS", 1)
+    found = audit_dark(tmp_path, [True, False, True])
+    assert kept == [torch.uint8] and found.to_json() == expected.to_json() and found.confirmed
 
 
 def test_one_donor_is_too_few(tmp_path: Path) -> None:
