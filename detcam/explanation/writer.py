@@ -71,7 +71,7 @@ from detcam.explanation.reduction import draw_overlay, drawn_image, heatmap_at, 
 from detcam.outputs import DetectionTarget, as_target
 from detcam.rendering import HeatmapArray
 from detcam.runs import lock_folder
-from detcam.utils.files import json_document, json_number, read_json, replace_file, slug
+from detcam.utils.files import json_document, json_number, read_json, remove_temporary_files, replace_file, slug
 from detcam.utils.opencv import cv2, decode_image
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, encode_png, to_jpeg_bytes
@@ -169,6 +169,7 @@ def save_explanations(
         RuntimeError: another process works in the folder.
     """
     with lock_folder(folder) as locked:
+        remove_temporary_files(locked)  # of a process that was killed
         index = ExplanationIndex(locked)
         entries: list[dict[str, Any]] = []
         try:

@@ -427,6 +427,7 @@ def test_index_is_valid_after_an_interruption(classifier: Adapter, tmp_path: Pat
         yield from explained
         raise KeyboardInterrupt
 
+    (tmp_path / f".{'0' * 32}.tmp").write_bytes(b"half")
     with pytest.raises(KeyboardInterrupt):
         save_explanations(tmp_path, interrupted())
     entries = json.loads((tmp_path / EXPLANATIONS_FILE).read_text(encoding="utf-8"))["images"]

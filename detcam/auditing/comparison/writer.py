@@ -17,7 +17,7 @@ from detcam.auditing.comparison.record import AuditRecord
 from detcam.auditing.report.images import region_outline, thumbnail_jpeg
 from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.page import STYLE, assemble_page, read_part
-from detcam.utils.files import json_value, replace_file
+from detcam.utils.files import json_value, remove_temporary_files, replace_file
 from detcam.visualize.overlay import OVERLAY_ALPHA
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ def write_comparison(comparison: AuditComparison, old: AuditRecord, new: AuditRe
     """
     if (out / INDEX).exists() and not (out / COMPARISON).exists():
         raise ValueError(f"{out} has a file {INDEX} that no comparison wrote; choose a new folder (out=, --out)")
-    for name in FOLDERS:
-        (out / name).mkdir(parents=True, exist_ok=True)
+    for folder in (out, *(out / name for name in FOLDERS)):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(folder)  # of a process that was killed
     data = comparison.to_json()
     copier = _Copier(old, new, out)
     errors = [{**entry, **copier.pair(pair)} for entry, pair in zip(data["errors"], comparison.pairs, strict=True)]

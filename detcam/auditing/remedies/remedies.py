@@ -22,7 +22,7 @@ from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.report_data import ReportData
 from detcam.auditing.result import Audit
 from detcam.utils.console import plural
-from detcam.utils.files import json_value, replace_file
+from detcam.utils.files import json_bytes, json_value, remove_temporary_files, replace_file
 
 REPAIR, README = "repair.json", "README.md"
 FOLDERS: dict[Action, str] = {
@@ -152,6 +152,7 @@ def repair(
     if out.is_dir() and any(out.iterdir()) and not (out / REPAIR).exists():
         raise ValueError(f"{out} has files that no repair wrote; choose a new folder (out=, --out)")
     out.mkdir(parents=True, exist_ok=True)
+    remove_temporary_files(out)  # of a process that was killed
     remedies = tuple(_remedy(data, group) for group in [*data.content["groups"], *_single_cases(data)])
     writers: dict[Action, Callable[[Path, ReportData, Sequence[AuditCase]], int]] = {
         "relabel": _write_relabel,
@@ -162,16 +163,17 @@ def repair(
         "add images": _write_missed,
     }
     files: dict[Action, int] = {}
+    content: dict[str, Any] = {"schema": "detcam/repair", "version": 1, "report": str(report), "files": files}
+    content["remedies"] = [json_value(asdict(remedy)) for remedy in remedies]
+    replace_file(out / REPAIR, json_bytes(content, indent=1))  # so that an interrupted repair can run again
     for action, write in writers.items():
         shutil.rmtree(out / FOLDERS[action], ignore_errors=True)  # of an earlier repair
         cases = [data.cases[name] for remedy in remedies if remedy.action == action for name in remedy.case_ids]
         if cases:
             files[action] = write(out / FOLDERS[action], data, cases)
     repaired = Repair(remedies, files, out)
-    content = {"schema": "detcam/repair", "version": 1, "report": str(report), "files": json_value(files)}
-    content["remedies"] = [json_value(asdict(remedy)) for remedy in remedies]
     replace_file(out / README, readme(repaired).encode("utf-8", "backslashreplace"))
-    replace_file(out / REPAIR, json.dumps(content, indent=1).encode())
+    replace_file(out / REPAIR, json_bytes(content, indent=1))
     return repaired
 
 

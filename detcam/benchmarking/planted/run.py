@@ -31,6 +31,7 @@ from detcam.synthetic.shortcut_scenarios import FIRST_SCENARIOS, SCENARIOS, Scen
 from detcam.targets import MaskTarget
 from detcam.utils.batching import group_by
 from detcam.utils.console import ProgressBar
+from detcam.utils.files import remove_temporary_files
 
 DEFAULT_PLANTED_METHODS = (
     "probecam",
@@ -101,6 +102,8 @@ def benchmark_planted(
     for method in methods:
         parse_method(method)
     with lock_folder(out) as folder, ProgressBar(enabled=progress) as bar:
+        for each in (folder, folder / DETECTORS_FOLDER):
+            remove_temporary_files(each)  # of a process that was killed
         path = folder / RESULTS_FILE if methods or audit else None
         store = PlantedResultStore(path, {"cases": cases, "seed": seed, "effort": effort})
         cache = TrainingCache(folder / DETECTORS_FOLDER, seed, effort)

@@ -244,10 +244,15 @@ def test_equal_audits_do_not_differ(reports: tuple[Path, Path]) -> None:
 
 def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "comparison"
+    killed = [out / name / f".{'0' * 32}.tmp" for name in (".", "old")]
+    for file in killed:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
     arguments = ["compare", *map(str, reports), "--out", str(out)]
     done = CliRunner().invoke(app, [*arguments, "--fail-on", "new-cause"])
     assert done.exit_code == 0, done.stderr
     assert "errors fixed" in done.stdout and "index.html" in done.stdout
+    assert not any(file.exists() for file in killed)
     failed = CliRunner().invoke(app, [*arguments, "--fail-on", "ap:0.01"])
     assert failed.exit_code == 3 and "--fail-on: average precision fell by" in failed.stdout
     wrong = CliRunner().invoke(app, ["compare", str(tmp_path), str(reports[1])])

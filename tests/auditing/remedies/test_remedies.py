@@ -20,9 +20,11 @@ import detcam
 from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject, Trial
 from detcam.auditing.errors import ERROR_TYPES
 from detcam.auditing.grouping.actions import ACTIONS, case_action, choose_action
+from detcam.auditing.remedies import remedies
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
 from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_counterfactuals, paste_region
 from detcam.auditing.remedies.relabel import relabel_order
+from detcam.auditing.remedies.remedies import Repair
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.report_data import ReportData
 from detcam.cli.app import app
@@ -401,6 +403,19 @@ def test_label_studios_own_checks_accept_the_file(repaired: Path) -> None:
             assert interface.validate_prediction(prediction)
             wrong = [{**prediction["result"][0], "from_name": "other"}]
             assert not interface.validate_prediction({**prediction, "result": wrong})
+
+
+def test_an_interrupted_repair_runs_again(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(repaired: Repair) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(remedies, "readme", interrupt)
+        detcam.repair(report, tmp_path, transplants=0)
+    (tmp_path / f".{'0' * 32}.tmp").write_bytes(b"half")
+    repaired = detcam.repair(report, tmp_path, transplants=0)
+    assert json.loads((tmp_path / "repair.json").read_text())["files"] == repaired.files != {}
+    assert (tmp_path / "README.md").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_wrong_arguments(report: Path, repaired: Path, tmp_path: Path) -> None:

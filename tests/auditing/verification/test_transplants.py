@@ -16,11 +16,12 @@ from torch import Tensor, nn
 import detcam
 from detcam.adapters import detector
 from detcam.auditing import AuditCase, analyze_errors
-from detcam.auditing.case import Box, Trial
+from detcam.auditing.case import Box, CaseMaps, Trial
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.grouping.actions import case_action
 from detcam.auditing.grouping.evidence_kind import evidence_kind
+from detcam.auditing.report import ReportWriter
 from detcam.auditing.verification.donors import Donor, choose_donors, cut_window, paste_window, window
 from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.interventions import Removal
@@ -218,8 +219,8 @@ class RingDetector(nn.Module):
         return scores[:, None, None].expand(-1, 1, 2) * torch.tensor([1.0, 0.0])
 
 
-def audit_dark(folder: Path, bright: Sequence[bool], is_clamped: bool = False, **options: object) -> AuditCase:
-    """The case of the one missed boat of images in which others have bright surroundings."""
+def audit_dark(folder: Path, bright: Sequence[bool], is_clamped: bool = False, **options: object) -> list[AuditCase]:
+    """The cases of the missed boats of images in which others have bright surroundings."""
     for image, is_bright in enumerate(bright):
         pixels = np.full((*SIZE_HW, 3), 60, dtype=np.uint8)
         pixels[16:48, 12:60] = 240 if is_bright else 60
@@ -241,13 +242,12 @@ def audit_dark(folder: Path, bright: Sequence[bool], is_clamped: bool = False, *
         target_layers="seen",
     )
     found = detcam.audit(adapter, folder, folder / "labels.json", explain=0, **options)  # type: ignore[arg-type]
-    (case,) = [case for case in found.cases if case.type == "missed"]
-    return case
+    return [case for case in found.cases if case.type == "missed"]
 
 
 @pytest.mark.parametrize("is_clamped", [False, True])
 def test_an_audit_finds_that_an_object_lacks_its_context(is_clamped: bool, tmp_path: Path) -> None:
-    case = audit_dark(tmp_path, [True, False, True, True], is_clamped)
+    (case,) = audit_dark(tmp_path, [True, False, True, True], is_clamped)
     assert case.verdict == "strong" and case.needs_context, case.sentence
     assert "found in the surroundings of found objects (3 of 3; 0 of 4 controls)" in case.sentence
     assert evidence_kind(case) == "absent context" and case_action(case) == "add images"
@@ -258,8 +258,34 @@ def test_an_audit_finds_that_an_object_lacks_its_context(is_clamped: bool, tmp_p
     assert case.forward_passes <= 27
 
 
+class Killed(Exception):
+    """Raised half-way on purpose."""
+
+
+def test_an_audit_resumes_between_two_missed_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bright = [True, False, True, False]
+    expected = audit_dark(tmp_path, bright, batch_size=1, out=tmp_path / "whole")
+    assert [evidence_kind(case) for case in expected] == ["absent context"] * 2
+    written: list[str] = []
+    write = ReportWriter.case
+
+    def write_case(self: ReportWriter, case: AuditCase, image: np.ndarray, maps: CaseMaps | None) -> None:
+        if len(written) == 1:
+            written.append("killed")
+            raise Killed
+        write(self, case, image, maps)
+        written.append(case.id)
+
+    monkeypatch.setattr(ReportWriter, "case", write_case)
+    with pytest.raises(Killed):
+        audit_dark(tmp_path, bright, batch_size=1, out=tmp_path / "resumed")
+    found = audit_dark(tmp_path, bright, batch_size=1, out=tmp_path / "resumed", resume=True)
+    assert {written[0], written[2]} == {case.id for case in expected} and len(written) == 3, "none is explained twice"
+    assert [case.to_json() for case in found] == [case.to_json() for case in expected]
+
+
 def test_images_stay_in_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = audit_dark(tmp_path, [True, False, True])
+    (expected,) = audit_dark(tmp_path, [True, False, True])
     kept: list[torch.dtype] = []
     explain = ErrorExplainer.explain
 
@@ -269,15 +295,15 @@ def test_images_stay_in_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ErrorExplainer, "explain", explaining)
     monkeypatch.setattr(data_images, "MAX_FLOAT_PIXELS", 1)
-    found = audit_dark(tmp_path, [True, False, True])
+    (found,) = audit_dark(tmp_path, [True, False, True])
     assert kept == [torch.uint8] and found.to_json() == expected.to_json() and found.confirmed
 
 
 def test_one_donor_is_too_few(tmp_path: Path) -> None:
-    case = audit_dark(tmp_path, [True, False])
+    (case,) = audit_dark(tmp_path, [True, False])
     assert not case.confirmed and not any("transplant" in trial.intervention for trial in case.trials)
 
 
 def test_a_method_alone_transplants_nothing(tmp_path: Path) -> None:
-    case = audit_dark(tmp_path, [True, False, True], method="odam")
+    (case,) = audit_dark(tmp_path, [True, False, True], method="odam")
     assert not case.confirmed and not any(trial.intervention == "transplant" for trial in case.trials)

@@ -197,7 +197,10 @@ def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.Mon
     assert first.computed == tuple(
         f"{prefix}/{name}" for name in ("detector", "method/odam", "method/filled box", "method/random", "audit")
     )
+    killed = tmp_path / "detectors" / f".{'0' * 32}.tmp"
+    killed.write_bytes(b"half")
     again = benchmark_planted(tmp_path, ["odam"], **options, progress=True)
+    assert not killed.exists()
     assert again.computed == () and repr(again) == repr(first)
     more = benchmark_planted(tmp_path, ["odam", "layercam"], **options)
     assert more.computed == (f"{prefix}/method/layercam",)
