@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from detcam.auditing.average_precision import Ranking, mean_average_precision, rank_detections
-from detcam.auditing.error_table import ErrorTable
+from detcam.auditing.error_table import MISSING, ErrorTable
 from detcam.auditing.errors import ERROR_TYPES, DetectionError, ErrorType, ImageErrors, find_errors
 from detcam.auditing.matching import IouType, Match, ScoredLabels, is_evaluated, match, paired_images
 from detcam.auditing.oracle import DeltaAP, compute_delta_ap
@@ -60,6 +60,9 @@ class ErrorAnalysis:
         delta_ap: cost of each error type by TIDE's rules.
         rankings: ranked detections by class index.
         matches: matching of each image, without IoUs, which grow with its detections times its objects.
+        corrected_labels: (n,) int64, class of the false positives that become true positives when they are corrected:
+            classification and localization errors on an object that is not found, with the highest score of those on
+            it; -1 for other errors, which correction removes.
         dropped: number of detections left out because they exceed the maximum number per image and class.
         outside: number of detections left out because their class is not evaluated.
         names: class names by index.
@@ -72,6 +75,7 @@ class ErrorAnalysis:
     delta_ap: DeltaAP
     rankings: Mapping[int, Ranking] = field(repr=False)
     matches: Sequence[Match] = field(repr=False)
+    corrected_labels: np.ndarray = field(repr=False)
     dropped: int
     outside: int
     names: Mapping[int, str] = field(repr=False)
@@ -108,11 +112,13 @@ class ErrorAnalysis:
         """Number of errors by type; like TIDE, includes detections in crowd regions."""
         return {kind: int((self.errors.columns["type"] == index).sum()) for index, kind in enumerate(ERROR_TYPES)}
 
-    def average_precision_without(self, indices: Iterable[int]) -> float:
-        """Compute COCO's average precision without some of the errors.
+    def average_precision_corrected(self, indices: Iterable[int]) -> float:
+        """Compute COCO's average precision when some of the errors are corrected, as TIDE corrects them.
 
-        False positives are removed from the detections, and missed objects from the annotations. No other match
-        changes, because a false positive is matched with nothing.
+        A classification or localization error on an object that is not found gets the object's class or box, and
+        becomes a true positive; of several on one object, only the one with the highest score does, whichever are
+        chosen. Other false positives are removed from the detections, and missed objects from the annotations. No other
+        match changes, because nothing else is matched with such an object.
 
         Args:
             indices: indices in `errors`.
@@ -123,42 +129,55 @@ class ErrorAnalysis:
         Raises:
             ValueError: an index is out of range.
         """
-        removed: dict[int, list[int]] = {}
+        removed, found = defaultdict[int, list[int]](list), defaultdict[int, list[int]](list)
+        added = defaultdict[int, list[float]](list)
         removed_objects: Counter[int] = Counter()
         for index in set(indices):
             if not 0 <= index < len(self.errors):
                 raise ValueError(f"expected indices of the {len(self.errors)} errors, from 0; got {index}")
-            error = self.errors[index]
-            if error.is_false_positive:
-                removed.setdefault(error.label, []).append(int(self._ranks[index]))
-            elif error.detection_index is None:
+            error, label = self.errors[index], int(self.corrected_labels[index])
+            if error.detection_index is None:
                 removed_objects[error.label] += 1
+            elif error.is_false_positive:
+                (found if label == error.label else removed)[error.label].append(int(self.ranks[index]))
+                if label not in (MISSING, error.label):
+                    added[label].append(error.score or 0.0)
         values = {label: summary.average_precision for label, summary in self.classes.items()}
-        for label in removed.keys() | removed_objects.keys():
+        for label in removed.keys() | found.keys() | added.keys() | removed_objects.keys():
             ranking = self.rankings[label]
-            mask = np.zeros(len(ranking.hits), dtype=bool)
-            mask[removed.get(label, [])] = True
-            values[label] = ranking.without(mask, removed_objects[label])
+            is_removed, is_found = np.zeros((2, len(ranking.hits)), dtype=bool)
+            is_removed[removed[label]] = is_found[found[label]] = True
+            values[label] = ranking.corrected(is_removed, is_found, added[label], removed_objects[label])
         return mean_average_precision(values.values())
 
-    def delta_ap_without(self, indices: Iterable[int]) -> float:
-        """Compute the joint cost of some errors: average precision without them, minus that with them."""
-        return self.average_precision_without(indices) - self.average_precision
+    def delta_ap_of(self, indices: Iterable[int]) -> float:
+        """Compute the joint cost of some errors: average precision when they are corrected, minus that with them."""
+        return self.average_precision_corrected(indices) - self.average_precision
 
     @cached_property
     def delta_ap_by_error(self) -> np.ndarray:
-        """(n,) float64, the cost of each single false positive, as `delta_ap_without`; 0 for other errors."""
-        costs = np.zeros(len(self.errors))
+        """(n,) float64, the cost of each single error, as `delta_ap_of`."""
+        columns, labels = self.errors.columns, self.errors.columns["label"]
+        costs = np.zeros(len(columns))
         class_count = sum(not np.isnan(ranking.average_precision) for ranking in self.rankings.values())
         for label, ranking in self.rankings.items():
-            rows = np.flatnonzero((self.errors.columns["label"] == label) & (self._ranks >= 0))
-            if ranking.object_count and len(rows):
-                by_rank = (ranking.without_each() - ranking.average_precision) / class_count
-                costs[rows] = by_rank[self._ranks[rows]]
+            if not ranking.object_count:
+                continue
+            becomes = (self.corrected_labels == label) & columns["is_false_positive"]
+            of_class = (labels == label) & (self.ranks >= 0)
+            removed, found, added = of_class & ~becomes, of_class & becomes, becomes & ~of_class
+            costs[removed] += ranking.without_each()[self.ranks[removed]] - ranking.average_precision
+            costs[found] += ranking.found_each(self.ranks[found]) - ranking.average_precision
+            costs[added] += ranking.added_each(columns["score"][added]) - ranking.average_precision
+        costs /= max(class_count, 1)
+        is_missed = columns["detection_index"] < 0
+        for label in np.unique(labels[is_missed]).tolist():
+            missed = np.flatnonzero(is_missed & (labels == label))
+            costs[missed] = self.delta_ap_of(missed[:1].tolist())  # the same for all missed objects of a class
         return costs
 
     @cached_property
-    def _ranks(self) -> np.ndarray:
+    def ranks(self) -> np.ndarray:
         """(n,) int64, rank in its class of each false positive; -1 for other errors."""
         columns = self.errors.columns
         ranks = np.full(len(columns), -1, dtype=np.int64)
@@ -263,6 +282,7 @@ def analyze_errors(
         delta_ap=compute_delta_ap(all_errors, image_errors, scored, ground_truths, evaluated),
         rankings=rankings,
         matches=matches,
+        corrected_labels=_corrected_labels(all_errors, ground_truths, matches),
         dropped=sum(int(matched.dropped.sum()) for matched in matches) - outside,
         outside=outside,
         names=names,
@@ -282,6 +302,22 @@ def check_thresholds(iou_threshold: float, background_threshold: float, iou_type
         )
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f'expected iou_type "bbox" or "segm"; got {iou_type!r}')
+
+
+def _corrected_labels(
+    errors: ErrorTable, ground_truths: Sequence[GroundTruth] | Annotations, matches: Sequence[Match]
+) -> np.ndarray:
+    """The class of the object that each error finds once it is corrected; -1 if it finds none."""
+    columns = errors.columns
+    labels = np.full(len(columns), MISSING, dtype=np.int64)
+    correctable = np.isin(columns["type"], [ERROR_TYPES.index("classification"), ERROR_TYPES.index("localization")])
+    rows = np.flatnonzero(correctable & columns["is_false_positive"] & (columns["ground_truth_index"] != MISSING))
+    concerned = np.stack([columns["image_index"][rows], columns["ground_truth_index"][rows]], 1)
+    first = np.sort(np.unique(concerned, axis=0, return_index=True)[1])  # errors of an image are sorted by score
+    for row, (image, index) in zip(rows[first].tolist(), concerned[first].tolist(), strict=True):
+        if matches[image].missed[index]:
+            labels[row] = int(ground_truths[image].labels[index])
+    return labels
 
 
 def _count_missed(ground_truths: Sequence[GroundTruth] | Annotations, matches: Sequence[Match]) -> Counter[int]:

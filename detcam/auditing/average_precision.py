@@ -1,4 +1,4 @@
-"""COCO's average precision, stored so that it can be recomputed cheaply without given detections."""
+"""COCO's average precision, stored so that it can be recomputed cheaply when given errors are corrected."""
 
 from __future__ import annotations
 
@@ -40,9 +40,23 @@ class Ranking:
         """In [0, 1]; NaN if there are no objects."""
         return average_precision(self.hits, self.object_count)
 
-    def without(self, removed: np.ndarray, removed_objects: int = 0) -> float:
-        """Compute the average precision without some detections (n,) bool and with fewer objects."""
-        return average_precision(self.hits[~removed], self.object_count - removed_objects)
+    def corrected(
+        self, removed: np.ndarray, found: np.ndarray, added_scores: Sequence[float] = (), removed_objects: int = 0
+    ) -> float:
+        """Compute the average precision when errors are corrected.
+
+        Args:
+            removed: (n,) bool, false positives that are left out.
+            found: (n,) bool, false positives that become true positives.
+            added_scores: scores of detections that become true positives of this class, coming from other classes;
+                they rank behind detections with equal scores.
+            removed_objects: number of objects that are left out.
+        """
+        added = np.array(added_scores, dtype=np.float64)
+        scores = np.concatenate([self.scores[~removed], added])
+        hits = np.concatenate([(self.hits | found)[~removed], np.ones(len(added), dtype=bool)])
+        ranked = hits[np.argsort(-scores, kind="stable")] if len(added) else hits
+        return average_precision(ranked, self.object_count - removed_objects)
 
     def without_each(self) -> np.ndarray:
         """Compute the average precision without each single false positive.
@@ -56,6 +70,28 @@ class Ranking:
         first, index = np.unique(np.cumsum(self.hits)[~self.hits], return_inverse=True)
         result[~self.hits] = _without_one(np.flatnonzero(self.hits) + 1, first, self.object_count)[index]
         return result
+
+    def found_each(self, ranks: np.ndarray) -> np.ndarray:
+        """Compute the average precision when a false positive becomes a true positive, for each of given ones.
+
+        Args:
+            ranks: (f,) int64, index of each in `hits`.
+
+        Returns:
+            (f,) float64.
+        """
+        return _with_one(np.flatnonzero(self.hits) + 1, ranks + 1, 0, self.object_count)
+
+    def added_each(self, scores: np.ndarray) -> np.ndarray:
+        """Compute the average precision with one more true positive, for each of (f,) given scores.
+
+        It ranks behind detections with equal scores.
+
+        Returns:
+            (f,) float64.
+        """
+        ranks = np.searchsorted(-self.scores, -scores, side="right") + 1
+        return _with_one(np.flatnonzero(self.hits) + 1, ranks, 1, self.object_count)
 
 
 def average_precision(hits: np.ndarray, object_count: int, recalls: np.ndarray = COCO_RECALLS) -> float:
@@ -111,6 +147,28 @@ def _without_one(ranks: np.ndarray, first: np.ndarray, object_count: int) -> np.
         later = first[~is_behind]
         precision[~is_behind, column] = np.maximum(maxima[later - position - 1], behind[later])
     return np.array([row.sum() / len(COCO_RECALLS) for row in precision])
+
+
+def _with_one(ranks: np.ndarray, new_ranks: np.ndarray, shift: int, object_count: int) -> np.ndarray:
+    """Compute average precision with one more true positive, at each of the ranks (f,) from 1.
+
+    The true positives from there on have one more before them, and move down by `shift`. The maximum of the precisions
+    from a true positive on is the largest of those before the new one, as they were, its own, and those behind it.
+    """
+    hit_counts = np.arange(1, len(ranks) + 2)
+    first = np.searchsorted(ranks, new_ranks, side="left")
+    before = hit_counts[:-1] / ranks
+    behind = np.append(np.maximum.accumulate((hit_counts[1:] / (ranks + shift))[::-1])[::-1], 0.0)
+    from_new = np.maximum((first + 1) / new_ranks, behind[first])
+    positions = np.searchsorted(hit_counts / object_count, COCO_RECALLS, side="left")
+    total = np.zeros(len(first))
+    for position in positions[positions < len(hit_counts)].tolist():
+        precision = np.where(first < position, behind[position - 1], from_new)
+        later = first > position
+        maxima = np.maximum.accumulate(before[position:])
+        precision[later] = np.maximum(maxima[first[later] - position - 1], from_new[later])
+        total += precision
+    return total / len(COCO_RECALLS)
 
 
 def mean_average_precision(values: Iterable[float]) -> float:

@@ -201,8 +201,9 @@ class AuditCase:
         box_xyxy: box of the detection, or of the missed object; pixels of the image, half-open.
         is_false_positive: whether the detection counts as a false positive in COCO's average precision.
         ground_truth: the object that the error concerns, or None.
-        delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) without this case; NaN if
-            the class has no objects, so that its average precision is undefined.
+        delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) when this error alone is
+            corrected, as in `ErrorAnalysis.average_precision_corrected`; NaN if neither its class nor that of the
+            object that it then finds has objects, so that average precision is undefined.
         question: the question that the heatmap answers: ``"why platelet rather than red cell?"``.
         method: name of the heatmap method; empty if the case is not explained.
         proposal: what proposed the evidence: one of the maps of the portfolio, or the method.
@@ -328,7 +329,7 @@ class ErrorGroup:
         evidence_kind: kind of the evidence.
         evidence_location: most frequent location of the confirmed evidence; None if none is confirmed.
         case_ids: ids of its cases, the nearest to the group's center first.
-        delta_ap: increase of average precision without all of them; NaN if the class has no objects.
+        delta_ap: increase of average precision when all of them are corrected; NaN if their classes have no objects.
         confirmed_count: number of its cases that are confirmed.
         sentence: summary of the group in one line.
         background_type: most frequent type of its background errors; else None.

@@ -228,7 +228,7 @@ def make_case(
         box_xyxy=(left, top, right, bottom),
         is_false_positive=error.is_false_positive,
         ground_truth=_concerned_object(analysis, error, ground_truth),
-        delta_ap=float(analysis.delta_ap_by_error[index]) if _has_objects(analysis, error.label) else math.nan,
+        delta_ap=float(analysis.delta_ap_by_error[index]) if _affects_precision(analysis, index) else math.nan,
     )
     return replace(case, sentence=case_sentence(case))
 
@@ -240,9 +240,10 @@ def _case_id(image_id: int | str, detection_index: int | None, ground_truth_inde
     return f"image-{image_id}-detection-{detection_index}"
 
 
-def _has_objects(analysis: ErrorAnalysis, label: int) -> bool:
-    """Whether a class has objects, without which its average precision is undefined."""
-    return label in analysis.classes and not math.isnan(analysis.classes[label].average_precision)
+def _affects_precision(analysis: ErrorAnalysis, index: int) -> bool:
+    """Whether the class of an error, or its true class, has objects, without which average precision is undefined."""
+    labels = {int(analysis.errors.columns["label"][index]), int(analysis.corrected_labels[index])}
+    return any(not math.isnan(analysis.classes[label].average_precision) for label in labels & analysis.classes.keys())
 
 
 def _concerned_object(

@@ -98,8 +98,8 @@ def group_sentence(cases: Sequence[AuditCase], delta_ap: float) -> str:
 
     Args:
         cases: the cases of the group.
-        delta_ap: increase of average precision without all of them; NaN where it is undefined, in which case the
-            sentence gives the highest score instead.
+        delta_ap: increase of average precision when all of them are corrected; NaN where it is undefined, in which case
+            the sentence gives the highest score instead.
     """
     first, count = cases[0], len(cases)
     highest = f"{'score' if count == 1 else 'highest score'} {max(case.score for case in cases):.2f}"

@@ -176,7 +176,7 @@ def print_summary(audit: Audit, iou_threshold: float = 0.5) -> None:
         table.add_row(error_type, str(counts[error_type]), *delta_ap, str(len(cases)), *verdicts)
     if has_ap:
         console.print(f"average precision {analysis.average_precision:.3f} at an IoU of {iou_threshold:.2f}")
-    cost = analysis.delta_ap_without(analysis.indices(false_positives_only=True))
+    cost = analysis.delta_ap_of(analysis.indices(false_positives_only=True))
     lines = headline(audit.cases, cost, audit.score_threshold)
     for line in unlabeled_headline(audit.cases, audit.score_threshold) if audit.is_unlabeled else lines:
         console.print(line, soft_wrap=True)

@@ -11,6 +11,7 @@ import torch
 
 from detcam.auditing import DetectionError, ErrorAnalysis, analyze_errors
 from detcam.auditing.error_table import ErrorTable
+from detcam.auditing.report.evaluation import Evaluation
 from detcam.detections import Detections
 from tests.auditing.random_data import BOX, RIGHT, make_detections, make_ground_truth, make_random_data
 
@@ -110,12 +111,12 @@ def test_delta_ap_by_hand() -> None:
     assert analysis.classes[2].average_precision == 0.5
     assert np.isnan(analysis.classes[3].average_precision)
     assert analysis.average_precision == pytest.approx((34 / 101 + 0.5) / 2)
-    assert analysis.average_precision_without([0]) == pytest.approx((34 / 101 + 1) / 2)
-    assert analysis.delta_ap_without([0]) == pytest.approx(0.25)
-    assert analysis.average_precision_without([2]) == pytest.approx((51 / 101 + 0.5) / 2)
-    assert analysis.average_precision_without([]) == analysis.average_precision
+    assert analysis.average_precision_corrected([0]) == pytest.approx((34 / 101 + 1) / 2)
+    assert analysis.delta_ap_of([0]) == pytest.approx(0.25)
+    assert analysis.average_precision_corrected([2]) == pytest.approx((51 / 101 + 0.5) / 2)
+    assert analysis.average_precision_corrected([]) == analysis.average_precision
     everything = range(len(analysis))
-    assert analysis.average_precision_without(everything) == 1
+    assert analysis.average_precision_corrected(everything) == 1
     # TIDE counts class 3, which has no object, as 0.
     assert analysis.delta_ap.average_precision == pytest.approx((34 / 101 + 0.5 + 0) / 3)
     assert analysis.delta_ap.by_type["background"] == pytest.approx((34 / 101 + 1) / 2 - (34 / 101 + 0.5) / 3)
@@ -141,8 +142,26 @@ def test_delta_ap_of_each_error(tmp_path: Any) -> None:
     lost = analysis.delta_ap_by_error
     assert len(lost) == len(analysis) and (lost > 1e-3).sum() > 5
     for index, case in enumerate(analysis):
-        expected = analysis.delta_ap_without([index]) if case.is_false_positive else 0
-        assert lost[index] == pytest.approx(expected, abs=1e-12)
+        assert lost[index] == pytest.approx(analysis.delta_ap_of([index]), abs=1e-12), case.type
+    types = {analysis[index].type for index in np.flatnonzero(lost > 1e-3).tolist()}
+    assert types >= {"classification", "localization", "background", "missed"}
+
+
+def test_a_corrected_error_finds_its_object() -> None:
+    """A dog on a cat, twice, and a cat beside its box: each becomes right, the second dog is removed."""
+    truths = [make_ground_truth([BOX, RIGHT], [1, 1])]
+    found = make_detections([BOX, [0, 0, 10, 9], [24, 20, 34, 30]], [2, 2, 1], [0.9, 0.8, 0.7])
+    analysis = analyze_errors([found], truths)
+    assert [case.type for case in analysis] == ["classification", "classification", "localization"]
+    assert analysis.corrected_labels.tolist() == [1, -1, 1] and analysis.average_precision == 0
+    assert analysis.delta_ap_of([0]) == pytest.approx(51 / 101), "class 2 has no objects, so that removal costs nothing"
+    assert analysis.delta_ap_of([0, 1]) == analysis.delta_ap_of([0]) and analysis.delta_ap_of([0, 1, 2]) == 1
+    assert analysis.delta_ap_by_error.tolist() == pytest.approx([51 / 101, 0, 51 / 101])
+    evaluation = Evaluation.from_analysis(analysis)
+    chosen = evaluation.corrected(np.ones(3, dtype=bool), np.zeros(2, dtype=bool))
+    assert (
+        chosen.hits.tolist() == [True, True] and [evaluation.names[each] for each in chosen.classes] == ["class 1"] * 2
+    )
 
 
 def test_only_classes_of_the_file_are_evaluated() -> None:
@@ -177,7 +196,7 @@ def test_invalid_arguments_are_refused() -> None:
         analyze_errors([found], [truth], max_detections=0)
     for wrong in (1, -1):
         with pytest.raises(ValueError, match=f"indices of the 0 errors, from 0; got {wrong}"):
-            analyze_errors([found], [truth]).average_precision_without([wrong])
+            analyze_errors([found], [truth]).average_precision_corrected([wrong])
 
 
 def test_no_images_and_no_detections() -> None:
@@ -186,7 +205,7 @@ def test_no_images_and_no_detections() -> None:
     empty = analyze_errors([make_detections([], [], [])], [make_ground_truth([BOX], [1])])
     assert (empty.average_precision, empty.counts()["missed"], empty.classes[1].missed) == (0, 1, 1)
     assert np.isnan(empty.delta_ap.by_type["missed"]) and empty.delta_ap.by_type["background"] == 0
-    assert empty.delta_ap_by_error.tolist() == [0] and np.isnan(empty.average_precision_without([0]))
+    assert np.isnan(empty.delta_ap_by_error).all() and np.isnan(empty.average_precision_corrected([0]))
 
 
 def test_detections_on_any_device_and_with_gradient() -> None:

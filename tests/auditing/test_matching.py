@@ -102,18 +102,24 @@ def test_average_precision_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_average_precision_without_each_equals_direct_removal(seed: int) -> None:
+def test_average_precision_of_each_correction_equals_direct_correction(seed: int) -> None:
     random = np.random.default_rng(seed)
     hits = random.random(40) < [0.5, 0.1, 0.9, 0.0, 1.0][seed]
-    ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45, np.zeros(40), np.zeros(45, dtype=np.int64))
-    each = ranking.without_each()
-    for rank in range(40):
-        gone = np.arange(40) == rank
-        if hits[rank]:
-            assert np.isnan(each[rank])
-        else:
-            assert each[rank] == pytest.approx(literal_average_precision(hits[~gone], 45), abs=1e-12)
-            assert ranking.without(gone) == pytest.approx(each[rank], abs=1e-12)
+    scores, none = np.sort(random.random(40))[::-1], np.zeros(40, dtype=bool)
+    ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45, scores, np.zeros(45, dtype=np.int64))
+    each, wrong = ranking.without_each(), np.flatnonzero(~hits)
+    assert np.isnan(each[hits]).all()
+    for rank, found in zip(wrong.tolist(), ranking.found_each(wrong).tolist(), strict=True):
+        chosen = np.arange(40) == rank
+        assert each[rank] == pytest.approx(literal_average_precision(hits[~chosen], 45), abs=1e-12)
+        assert found == pytest.approx(literal_average_precision(hits | chosen, 45), abs=1e-12)
+        assert ranking.corrected(chosen, none) == pytest.approx(each[rank], abs=1e-12)
+        assert ranking.corrected(none, chosen) == pytest.approx(found, abs=1e-12)
+    new = np.array([0.0, 0.3, float(scores[7]), 0.9, 1.0])
+    for score, added in zip(new.tolist(), ranking.added_each(new).tolist(), strict=True):
+        longer = np.insert(hits, int((scores >= score).sum()), True)
+        assert added == pytest.approx(literal_average_precision(longer, 45), abs=1e-12)
+        assert ranking.corrected(none, none, [score]) == pytest.approx(added, abs=1e-12)
 
 
 def literal_average_precision(hits: np.ndarray, truths: int) -> float:

@@ -20,7 +20,9 @@ from pycocotools.cocoeval import COCOeval
 from detcam.adapters import adapt
 from detcam.auditing import ERROR_TYPES, ErrorAnalysis, analyze_errors
 from detcam.auditing.average_precision import mean_average_precision, rank_detections
+from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.matching import match
+from detcam.auditing.report.evaluation import Evaluation, mean_over_classes
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections
 from tests.auditing.random_data import detections_of_size, make_random_data, polygon, results, write
@@ -132,21 +134,71 @@ def _with_areas(ranges: list[tuple[float, float]]) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_average_precision_without_removed_detections(tmp_path: Path, seed: int) -> None:
-    made = make_random_data(tmp_path, seed, ties=seed == 2)
+def test_equal_average_precision_of_corrected_detections(tmp_path: Path, seed: int) -> None:
+    """Wrong classes and boxes are set right, of the first error on an object; the others are left out."""
+    made = make_random_data(tmp_path, seed)
     analysis = analyze_errors(made.detections, made.annotations)
     images = [{"id": image.image_id} for image in made.annotations]
     rng = np.random.default_rng(seed)
     false_positives = analysis.indices(false_positives_only=True)
     groups = [rng.choice(false_positives, 12, replace=False).tolist(), false_positives[:1], false_positives]
+    evaluation = Evaluation.from_analysis(analysis)
     for group in groups:
-        remaining = []
-        for number, detections in enumerate(made.detections):
-            removed = [analysis[i].detection_index for i in group if analysis[i].image_index == number]
-            keep = torch.tensor([index not in removed for index in range(len(detections))], dtype=torch.bool)
-            remaining.append(detections[keep])
-        expected = coco_average_precision(made.truth_file, results(images, remaining))
-        assert analysis.average_precision_without(group) == pytest.approx(expected, abs=1e-12)
+        corrected: list[Detections] = []
+        for number, (detections, truth) in enumerate(zip(made.detections, made.annotations, strict=True)):
+            boxes, labels = detections.boxes_xyxy.clone(), detections.labels.clone()
+            keep = torch.ones(len(detections), dtype=torch.bool)
+            taken: set[int] = set()
+            for error_index in analysis.indices(image_index=number, false_positives_only=True):
+                error = analysis[error_index]
+                at, index = error.detection_index, error.ground_truth_index
+                is_first = index is not None and analysis.matches[number].missed[index] and index not in taken
+                becomes_correct = is_first and error.type in ("classification", "localization")
+                taken |= {index} if becomes_correct else set()
+                if error_index in group and becomes_correct:
+                    boxes[at], labels[at] = truth.boxes_xyxy[index], truth.labels[index]
+                elif error_index in group:
+                    keep[at] = False
+            corrected.append(replace(detections, boxes_xyxy=boxes, labels=labels)[keep])
+        expected = coco_average_precision(made.truth_file, results(images, corrected))
+        assert analysis.average_precision_corrected(group) == pytest.approx(expected, abs=1e-12)
+        rows = np.zeros(len(evaluation.images), dtype=bool)
+        rows[[evaluation.rows[analysis[i].image_id, analysis[i].detection_index] for i in group]] = True
+        by_class = evaluation.corrected(rows, np.zeros(len(evaluation.object_images), dtype=bool)).class_precision(
+            np.ones((1, len(images)))
+        )
+        assert mean_over_classes(by_class) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])  # in which no recall lies between the two tools' 101 recalls
+def test_joint_delta_ap_of_a_type_equals_tides(tmp_path: Path, seed: int) -> None:
+    made = make_random_data(tmp_path, seed, crowd=0.0)
+    analysis = analyze_errors(made.detections, made.annotations)
+    run = check_against_tide(analysis, made.truth_file, made.results_file)
+    for kind, value in run.fix_main_errors().items():
+        name = next(name for name in ERROR_TYPES if NAMES[name] == kind.short_name)
+        assert 100 * analysis.delta_ap_of(analysis.indices(name)) == pytest.approx(value, abs=1e-9), name
+
+
+def test_confusion_with_a_class_without_objects_costs_the_true_class(tmp_path: Path) -> None:
+    """Most barges are called boats, and nothing is a boat: removal of the boats would change nothing."""
+    images = [{"id": number, "file_name": f"{number}.png", "height": 40, "width": 40} for number in range(1, 6)]
+    box = [5, 5, 20, 20]
+    truths = [
+        {"id": number, "image_id": number, "category_id": 2, "bbox": box, "segmentation": polygon(box), "area": 400,
+         "iscrowd": 0}
+        for number in range(1, 6)
+    ]  # fmt: skip
+    found = [detections_of_size([[5, 5, 25, 25]], [1 if number else 2], [0.9], (40, 40)) for number in range(5)]
+    made = write(tmp_path, images, truths, 2, found)
+    analysis = analyze_errors(found, made.annotations)
+    run = check_against_tide(analysis, made.truth_file, made.results_file)
+    confused = analysis.indices("classification")
+    assert len(confused) == 4 and analysis.average_precision == pytest.approx(21 / 101)
+    fixed = run.ap + next(value for kind, value in run.fix_main_errors().items() if kind.short_name == "Cls")
+    assert 100 * analysis.average_precision_corrected(confused) == pytest.approx(fixed) == 100
+    assert analysis.delta_ap_of(confused) == pytest.approx(80 / 101)
+    assert unexplained_case(analysis, confused[0], found, made.annotations).delta_ap == pytest.approx(20 / 101)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""Average precision of an audit in bootstrap samples of its images, with and without some of its errors."""
+"""Average precision of an audit in bootstrap samples of its images, with and without corrections of its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Bootstrapped:
         return np.bincount(positions, minlength=len(self.image_ids)).astype(np.int64)
 
     def delta_ap(self, cases: Sequence[AuditCase]) -> np.ndarray:
-        """(B,) increase of average precision without the false positives and missed objects given as cases."""
+        """(B,) increase of average precision when errors are corrected; NaN if their classes have no objects."""
         evaluation = self.record.evaluation
         detections = np.zeros(len(evaluation.images), dtype=bool)
         for case in cases:
@@ -77,10 +77,28 @@ class Bootstrapped:
             if missed[key] > 0:
                 missed[key] -= 1
                 objects[index] = True
-        changed = {*evaluation.classes[detections].tolist(), *evaluation.object_classes[objects].tolist()}
+        corrected = evaluation.corrected_classes[detections & (evaluation.corrected_classes >= 0)]
+        parts = (evaluation.classes[detections], corrected, evaluation.object_classes[objects])
+        changed = {label for part in parts for label in part.tolist()}
         if not changed:
             return np.where(np.isnan(self.average_precision), np.nan, 0.0)
+        if not np.isin(evaluation.object_classes, list(changed)).any():
+            return np.full(len(self.weights), np.nan)
         by_class = self._by_class.copy()
-        without = evaluation.without(detections, objects).class_precision(self._own_weights, changed)
+        without = evaluation.corrected(detections, objects).class_precision(self._own_weights, changed)
         by_class[list(changed)] = without[list(changed)]
         return mean_over_classes(by_class) - self.average_precision
+
+
+def paired_delta_ap(
+    sides: Sequence[Bootstrapped], cases: Sequence[Sequence[AuditCase]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(B,) delta AP of some errors of the old and of the new audit.
+
+    Errors whose classes have no objects cost nothing beside others that have a cost; without others, both are NaN.
+    """
+    costs = [side.delta_ap(of_side) for side, of_side in zip(sides, cases, strict=True)]
+    is_known = [bool(of_side) and not np.isnan(cost).all() for cost, of_side in zip(costs, cases, strict=True)]
+    old, new = (np.nan_to_num(cost) for cost in costs) if any(is_known) else costs
+    undefined = any(np.isnan(cost).all() for cost in (old, new))
+    return (np.full_like(old, np.nan), np.full_like(new, np.nan)) if undefined else (old, new)

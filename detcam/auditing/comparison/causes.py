@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from detcam.auditing.case import AuditCase
-from detcam.auditing.comparison.bootstrap import Bootstrapped
+from detcam.auditing.comparison.bootstrap import Bootstrapped, paired_delta_ap
 from detcam.auditing.comparison.paired import corrected_threshold, interval, sign_flip_p_value
 from detcam.auditing.comparison.record import AuditRecord
 from detcam.auditing.grouping.evidence_kind import OUTSIDE_KINDS, evidence_kind
@@ -35,7 +35,8 @@ class CauseChange:
         new_count: the same in the new audit.
         difference_interval: 95 % interval of ``new_count - old_count`` by a paired bootstrap over images.
         p_value: of the sign-flip test over images, before the correction for several causes.
-        old_delta_ap: increase of the old average precision without these errors; NaN where it is undefined.
+        old_delta_ap: increase of the old average precision when these errors are corrected; NaN if their classes
+            have no objects.
         new_delta_ap: the same for the new average precision.
         delta_ap_interval: 95 % interval of ``new_delta_ap - old_delta_ap``.
         old_ids: ids of the cases in the old audit.
@@ -71,7 +72,7 @@ def compare_causes(old: Bootstrapped, new: Bootstrapped) -> list[CauseChange]:
     for cause in dict.fromkeys([*members[0], *members[1]]):
         cases = members[0].get(cause, []), members[1].get(cause, [])
         difference = new.count_by_image(cases[1]) - old.count_by_image(cases[0])
-        costs = old.delta_ap(cases[0]), new.delta_ap(cases[1])
+        costs = paired_delta_ap((old, new), cases)
         changes.append(
             CauseChange(
                 cause=cause,

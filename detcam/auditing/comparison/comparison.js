@@ -5,13 +5,16 @@ const PAGE = 60;
 
 const signed = (value, count) => (isKnown(value) ? (value > 0 ? "+" : "") + digits(value, count) : NONE);
 const tag = (kind, text) => el("span", {class: "tag " + kebab(kind)}, text || kind);
-const range = (pair, count) => el("span", {class: "range"}, isKnown(pair[0]) ? signed(pair[0], count) + " to " + signed(pair[1], count) : NONE);
-
+// A change of a number, and below it the interval of the change; the interval of nothing is left out.
+function change(old, now, interval, count) {
+  const isEmpty = !isKnown(interval[0]) || (interval[0] === 0 && interval[1] === 0);
+  return el("td", {class: "number"}, digits(old, count) + " \u2192 " + digits(now, count),
+    !isEmpty && el("div", {class: "interval"}, signed(interval[0], count) + " to " + signed(interval[1], count)));
+}
 function table(name, heads, rows) {
   const head = heads.map(([text, isNumber]) => el("th", {scope: "col", class: isNumber ? "number" : null}, text));
   return scrollable(name, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)));
 }
-const number = (content) => el("td", {class: "number"}, content);
 
 function overview() {
   $("subject").textContent = data.old_model + " \u2192 " + data.new_model;
@@ -19,16 +22,18 @@ function overview() {
   const figures = [["images", data.image_count], ["old AP", digits(data.old_average_precision, 3)], ["new AP", digits(data.new_average_precision, 3)],
     ["fixed", data.counts.fixed], ["new errors", data.counts.new], ["unchanged", data.counts.unchanged]];
   $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
-  const AP = [["old delta AP", true], ["new delta AP", true], ["change, 95\u202f% interval", true]];
-  const ap = (item) => [number(digits(item.old_delta_ap, 4)), number(digits(item.new_delta_ap, 4)), number(range(item.delta_ap_interval, 4))];
+  const NUMBERS = [["errors", true], ["delta AP", true]];
+  const cost = (item) => change(item.old_delta_ap, item.new_delta_ap, item.delta_ap_interval, 3);
+  const isUndefined = (item) => !isKnown(item.old_delta_ap) || !isKnown(item.new_delta_ap);
+  const without = (items) => (isKnown(data.old_average_precision) && items.some(isUndefined) ? " No delta AP (" + NONE + "): the classes of the errors have no objects, so that average precision does not depend on them." : "");
   $("causes").append(el("h2", {}, "Causes of the explained errors"),
-    el("p", {class: "note"}, "A cause is new, gone, grown or shrunk if an exact test over images finds its number of errors changed, corrected for the number of causes. Choose a cause to see its errors."),
-    table("Causes", [["cause"], ["status"], ["old", true], ["new", true], ["difference, 95\u202f% interval", true], ...AP], data.causes.map((cause, index) => el("tr", {},
+    el("p", {class: "note"}, "Old \u2192 new, and the 95\u202f% interval of the change. A cause is new, gone, grown or shrunk if an exact test over images finds its number of errors changed, corrected for the number of causes. Choose a cause to see its errors." + without(data.causes)),
+    table("Causes", [["cause"], ["status"], ...NUMBERS], data.causes.map((cause, index) => el("tr", {},
       el("th", {scope: "row"}, el("button", {type: "button", class: "text", click: () => choose({cause: index})}, cause.name)), el("td", {}, tag(cause.status)),
-      number(cause.old_count), number(cause.new_count), number(range(cause.difference_interval, 0)), ap(cause)))));
-  $("types").append(el("h2", {}, "Error types"), el("p", {class: "note"}, "Relevant errors; delta AP counts those with low scores too."),
-    table("Error types", [["type"], ["old", true], ["new", true], ...AP], data.types.map((type) => el("tr", {},
-      el("th", {scope: "row"}, tag(type.type)), number(type.old_count), number(type.new_count), ap(type)))));
+      change(cause.old_count, cause.new_count, cause.difference_interval, 0), cost(cause)))));
+  $("types").append(el("h2", {}, "Error types"), el("p", {class: "note"}, "Numbers of missed objects, and of false positives from the score threshold on. Delta AP is the increase of average precision if all errors of a type are corrected, those with low scores too: a wrong class or box is set right, other false positives are removed." + without(data.types)),
+    table("Error types", [["type"], ...NUMBERS], data.types.map((type) => el("tr", {},
+      el("th", {scope: "row"}, tag(type.type)), change(type.old_count, type.new_count, [null, null], 0), cost(type)))));
   choose({change: ["new", "fixed"].find((change) => data.counts[change]) || "unchanged"}, false);
 }
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detcam.auditing.comparison.bootstrap import Bootstrapped
+from detcam.auditing.comparison.bootstrap import Bootstrapped, paired_delta_ap
 from detcam.auditing.comparison.causes import CauseChange, CauseStatus, compare_causes
 from detcam.auditing.comparison.paired import interval
 from detcam.auditing.comparison.pairs import Change, ErrorPair, pair_errors
@@ -28,8 +28,8 @@ class TypeChange:
         type: TIDE's error type.
         old_count: number of relevant errors in the old audit.
         new_count: the same in the new audit.
-        old_delta_ap: increase of the old average precision without all errors of the type, also those with low scores;
-            NaN where it is undefined.
+        old_delta_ap: increase of the old average precision when all errors of the type are corrected, also those with
+            low scores; NaN if their classes have no objects.
         new_delta_ap: the same for the new average precision.
         delta_ap_interval: 95 % interval of ``new_delta_ap - old_delta_ap`` by a paired bootstrap over images.
     """
@@ -201,7 +201,7 @@ def _compare_types(old: Bootstrapped, new: Bootstrapped) -> list[TypeChange]:
     changes = []
     for kind in ERROR_TYPES:
         sides = [[case for case in side.record.cases if case.type == kind] for side in (old, new)]
-        costs = [side.delta_ap(cases) for side, cases in zip((old, new), sides, strict=True)]
+        costs = paired_delta_ap((old, new), sides)
         counts = [
             sum(side.record.counts(case) for case in cases) for side, cases in zip((old, new), sides, strict=True)
         ]

@@ -39,7 +39,8 @@ def group_cases(
     Args:
         cases: explained errors.
         features: (D,) features of each case, or None.
-        delta_ap: increase of average precision without some of the cases, given by index; NaN where it is undefined.
+        delta_ap: increase of average precision when some of the cases, given by index, are corrected; NaN where it is
+            undefined.
 
     Returns:
         The cases with the kinds of their evidence and the numbers of their groups; and the groups of at least two

@@ -77,8 +77,8 @@ def group_errors(
 
 
 def _joint_cost(analysis: ErrorAnalysis, indices: Sequence[int]) -> float:
-    """Increase of average precision without some errors; NaN if none of their classes has objects."""
-    labels = {analysis[index].label for index in indices} & analysis.classes.keys()
-    if all(math.isnan(analysis.classes[label].average_precision) for label in labels):
+    """Increase of average precision when some errors are corrected; NaN if none of their classes has objects."""
+    labels = {analysis[index].label for index in indices} | set(analysis.corrected_labels[list(indices)].tolist())
+    if all(math.isnan(analysis.classes[label].average_precision) for label in labels & analysis.classes.keys()):
         return math.nan
-    return analysis.delta_ap_without(indices)
+    return analysis.delta_ap_of(indices)

@@ -60,12 +60,12 @@ class CauseNode:
         group: number of the group; None at other levels.
         case_ids: ids of its explained cases, in the order of the audit.
         confirmed_count: number of those whose evidence is confirmed.
-        delta_ap: increase of average precision without its explained cases; NaN if their classes have no objects.
+        delta_ap: increase of average precision when its explained cases are corrected; NaN if their classes have no
+            objects.
         estimated_count: estimated number of relevant errors of the whole data set with this cause; NaN if it was not
             estimated.
         estimated_interval: 95 % interval of that number, from cross-validation; NaN if it was not estimated.
-        estimated_delta_ap: increase of average precision without its explained cases and the unexplained ones that are
-            assigned to it; NaN if it was not estimated.
+        estimated_delta_ap: the same with the unexplained cases that are assigned to it; NaN if it was not estimated.
         children: causes of the next level, by decreasing cost, single cases last.
     """
 
@@ -106,7 +106,7 @@ class _Builder:
 
     Args:
         cases: all errors.
-        delta_ap: increase of average precision without some of them, given by index.
+        delta_ap: increase of average precision when some of them, given by index, are corrected.
         sentences: sentences of the groups by number.
         assignment: the unexplained errors; None estimates no numbers of all errors.
     """
@@ -189,7 +189,8 @@ def build_causes(
     Args:
         cases: all errors, with kinds of evidence and groups where they are explained.
         sentences: sentences of the groups by number.
-        delta_ap: increase of average precision without some of the errors, given by index; NaN where it is undefined.
+        delta_ap: increase of average precision when some of the errors, given by index, are corrected; NaN where it is
+            undefined.
         assignment: the unexplained errors, with the explained ones that resemble them; None estimates no numbers of all
             errors.
 

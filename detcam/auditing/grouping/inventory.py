@@ -69,8 +69,8 @@ class CauseShare:
         observed_share: share of the sample, in [0, 1].
         share: share corrected by the error rates of the verification, in [0, 1].
         interval: 95 % interval of the share.
-        delta_ap: estimated increase of average precision without these errors; NaN if it is undefined, and for missed
-            objects.
+        delta_ap: estimated increase of average precision when these errors are corrected; NaN if it is undefined, and
+            for missed objects.
         delta_ap_interval: its 95 % interval.
     """
 
@@ -126,7 +126,7 @@ def estimate_shares(
     Args:
         cases: all errors, with kinds of evidence where they are explained.
         population: indices of the errors that the sample represents.
-        delta_ap: increase of average precision without some of the errors; NaN where it is undefined.
+        delta_ap: increase of average precision when some of the errors are corrected; NaN where it is undefined.
         name: what the errors are.
         rates: error rates of the verification. Evidence that is not confirmed, and unlabeled objects, which need no
             confirmation, are not corrected.

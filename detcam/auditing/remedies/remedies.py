@@ -46,7 +46,7 @@ class GroupRemedy:
         action: the action.
         reason: why, and what to do.
         sentence: summary of the group.
-        delta_ap: increase of average precision without the group's errors; NaN where it is undefined.
+        delta_ap: increase of average precision when the group's errors are corrected; NaN where it is undefined.
         case_ids: ids of its cases.
         suppressors: of missed objects, what their detection is suppressed by and how often; else empty.
         folder: folder of the files, relative to that of the repair; empty if there are none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,8 @@ class Evaluation:
         indices: (n,) int64, index of each detection among those of its image.
         scores: (n,) float64 in [0, 1].
         hits: (n,) bool, whether each detection is a true positive.
+        corrected_classes: (n,) int64, index in `names` of the class of the false positives that become true positives
+            when they are corrected, as `ErrorAnalysis.corrected_labels`; -1 for others.
         object_classes: (m,) int64, index in `names` of each object.
         object_images: (m,) int64, index in `image_ids` of each object.
     """
@@ -47,6 +49,7 @@ class Evaluation:
     indices: np.ndarray
     scores: np.ndarray
     hits: np.ndarray
+    corrected_classes: np.ndarray
     object_classes: np.ndarray
     object_images: np.ndarray
 
@@ -66,6 +69,7 @@ class Evaluation:
             indices=keys[:, 1],
             scores=np.concatenate([ranking.scores for ranking in rankings] or [empty.astype(float)]),
             hits=np.concatenate([ranking.hits for ranking in rankings] or [empty.astype(bool)]),
+            corrected_classes=_corrected_classes(analysis, sizes),
             object_classes=np.repeat(np.arange(len(rankings)), counts),
             object_images=np.concatenate([ranking.object_images for ranking in rankings] or [empty]),
         )
@@ -80,6 +84,7 @@ class Evaluation:
             "indices": self.indices.astype(np.int32),
             "scores": self.scores.astype(np.float32),
             "hits": self.hits,
+            "corrected_classes": self.corrected_classes.astype(np.int32),
             "object_classes": self.object_classes.astype(np.int32),
             "object_images": self.object_images.astype(np.int32),
         }
@@ -108,7 +113,9 @@ class Evaluation:
             arrays = {name: array.astype(types.get(name, np.int64)) for name, array in values.items()}
             return cls(image_ids=image_ids, names=names, **arrays)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); run the audit again") from error
+            raise ValueError(
+                f"{path} is damaged or of another version ({error}); run the audit again (resume=True, --resume)"
+            ) from error
 
     def object_counts(self) -> dict[tuple[int | str, str], int]:
         """Number of objects by image id and class name."""
@@ -118,14 +125,19 @@ class Evaluation:
             for (image, label), count in zip(pairs.T.tolist(), counts.tolist(), strict=True)
         }
 
-    def without(self, detections: np.ndarray, objects: np.ndarray) -> Evaluation:
-        """Leave out detections (n,) bool and objects (m,) bool."""
-        kept, kept_objects = ~detections, ~objects
+    def corrected(self, detections: np.ndarray, objects: np.ndarray) -> Evaluation:
+        """Correct false positives (n,) bool, and leave out objects (m,) bool, as `ErrorAnalysis` does."""
+        found = detections & (self.corrected_classes >= 0)
+        classes = np.where(found, self.corrected_classes, self.classes)
+        order = np.lexsort((-self.scores, classes))
+        order = order[(found | ~detections)[order]]
         return replace(
             self,
-            **{name: getattr(self, name)[kept] for name in ("classes", "images", "indices", "scores", "hits")},
-            object_classes=self.object_classes[kept_objects],
-            object_images=self.object_images[kept_objects],
+            classes=classes[order],
+            hits=(self.hits | found)[order],
+            **{name: getattr(self, name)[order] for name in ("images", "indices", "scores", "corrected_classes")},
+            object_classes=self.object_classes[~objects],
+            object_images=self.object_images[~objects],
         )
 
     @cached_property
@@ -162,6 +174,19 @@ class Evaluation:
                 for part in _chunks(weights, max(len(images), len(object_images)))
             ]
         )
+
+
+def _corrected_classes(analysis: ErrorAnalysis, sizes: Sequence[int]) -> np.ndarray:
+    """Class index of each ranked detection once it is corrected, class by class; -1 for others."""
+    labels = np.array(list(analysis.rankings), dtype=np.int64)
+    rows, order = np.flatnonzero(analysis.corrected_labels >= 0), np.argsort(labels)
+    own, true = (
+        order[np.searchsorted(labels[order], values[rows])]
+        for values in (analysis.errors.columns["label"], analysis.corrected_labels)
+    )
+    classes = np.full(sum(sizes), -1, dtype=np.int64)
+    classes[np.cumsum([0, *sizes])[own] + analysis.ranks[rows]] = true
+    return classes
 
 
 def _weighted_precision(weights: np.ndarray, hits: np.ndarray, objects: np.ndarray) -> np.ndarray:

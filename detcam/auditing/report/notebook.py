@@ -38,7 +38,7 @@ def notebook_html(
     if is_unlabeled:
         first, *others = unlabeled_headline(cases, score_threshold)
     else:
-        cost = analysis.delta_ap_without(analysis.indices(false_positives_only=True))
+        cost = analysis.delta_ap_of(analysis.indices(false_positives_only=True))
         first, *others = headline(cases, cost, score_threshold)
         precision = f"{analysis.average_precision:.3f}" if math.isfinite(analysis.average_precision) else "undefined"
         others = [f"{plural(analysis.counts()['missed'], 'missed object')}; average precision {precision}.", *others]

@@ -49,7 +49,9 @@ function typeChart() {
   const table = el("table", {class: "chart"}, el("thead", {}, el("tr", {},
     el("th", {scope: "col"}, "type"), el("th", {scope: "col", class: "number"}, "errors"),
     el("td", {}), hasAp && el("th", {scope: "col", class: "number"}, "delta AP"))), el("tbody", {}, rows));
-  return hasAp ? card("Delta AP by error type", "increase of average precision without the errors of a type (TIDE); errors of every score count, as in average precision" + (threshold ? ", not only those from " + threshold + " on" : ""), table)
+  const tide = data.tide_average_precision, isOther = isKnown(tide) && Math.abs(tide - data.average_precision) >= 0.0005;
+  return hasAp ? card("Delta AP by error type", "increase of average precision if the errors of a type are corrected (TIDE); errors of every score count, as in average precision" + (threshold ? ", not only those from " + threshold + " on" : "")
+    + (isOther ? ". TIDE starts from an average precision of " + digits(tide, 3) + ": it counts classes that are detected, but have no objects, as 0" : ""), table)
     : card("Errors by type", "average precision is undefined without ground-truth objects", table);
 }
 

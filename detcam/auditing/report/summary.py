@@ -30,7 +30,7 @@ AUDIT_VERSION = 4
 
 HEADER = (
     *("detcam_version", "model", "adapter", "annotations", "image_count", "object_count", "iou_threshold"),
-    *("average_precision", "false_positive_count", "false_positive_delta_ap"),
+    *("average_precision", "false_positive_count", "false_positive_delta_ap", "tide_average_precision"),
 )
 """Fields that ``audit.json`` begins with, under the same names."""
 
@@ -48,10 +48,12 @@ class ReportSummary:
         iou_threshold: minimum IoU of a true positive, in (0, 1].
         average_precision: COCO average precision at that threshold, mean over classes, in [0, 1]; NaN without objects.
         false_positive_count: number of false positives.
-        false_positive_delta_ap: increase of average precision without all false positives; NaN without objects.
+        false_positive_delta_ap: increase of average precision when all false positives are corrected; NaN without
+            objects.
         error_counts: number of cases of each type.
-        delta_ap_by_type: increase of TIDE's average precision without the errors of a type.
+        delta_ap_by_type: increase of TIDE's average precision when the errors of a type are corrected.
         classes: summary of each class.
+        tide_average_precision: TIDE's mean over classes, to which `delta_ap_by_type` refers, in [0, 1]; NaN if unknown.
         category_ids: class index to category id of the annotation file, for the classes with objects.
         settings: settings of the audit, by name.
         groups: explained errors with a common cause, at least two in a group; largest delta AP first, then most
@@ -79,6 +81,7 @@ class ReportSummary:
     error_counts: Mapping[ErrorType, int]
     delta_ap_by_type: Mapping[ErrorType, float]
     classes: tuple[ClassSummary, ...]
+    tide_average_precision: float = math.nan
     category_ids: Mapping[int, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: tuple[ErrorGroup, ...] = ()
@@ -156,10 +159,11 @@ class ReportSummary:
             iou_threshold=iou_threshold,
             average_precision=analysis.average_precision,
             false_positive_count=len(false_positives),
-            false_positive_delta_ap=analysis.delta_ap_without(false_positives),
+            false_positive_delta_ap=analysis.delta_ap_of(false_positives),
             error_counts=analysis.counts(),
             delta_ap_by_type=analysis.delta_ap.by_type,
             classes=tuple(analysis.classes[label] for label in sorted(analysis.classes)),
+            tide_average_precision=analysis.delta_ap.average_precision,
             category_ids=categories,
             settings=dict(settings or {}),
             groups=tuple(groups),
@@ -217,7 +221,8 @@ def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_t
 
     Args:
         cases: all errors.
-        false_positive_delta_ap: increase of average precision without all false positives; NaN without objects.
+        false_positive_delta_ap: increase of average precision when all false positives are corrected; NaN without
+            objects.
         score_threshold: minimum score of the errors that count in the first sentence.
     """
     columns = case_columns(cases)

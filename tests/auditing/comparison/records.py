@@ -59,6 +59,7 @@ def make_record(cases: Sequence[AuditCase], images: int = 40, *, found: bool = T
         indices=np.array(columns[1], dtype=np.int64),
         scores=np.array(columns[2], dtype=np.float64),
         hits=np.array(columns[3], dtype=bool),
+        corrected_classes=np.full(len(rows), -1),
         object_classes=np.zeros(images, dtype=np.int64),
         object_images=np.arange(images),
     )

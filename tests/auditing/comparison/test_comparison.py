@@ -17,7 +17,7 @@ import detcam
 from detcam import adapt
 from detcam.auditing.case import AuditCase, EvidenceKind, GroundTruthObject
 from detcam.auditing.comparison import AuditComparison, compare_audits
-from detcam.auditing.comparison.bootstrap import Bootstrapped
+from detcam.auditing.comparison.bootstrap import Bootstrapped, paired_delta_ap
 from detcam.auditing.comparison.causes import compare_causes
 from detcam.auditing.comparison.pairs import pair_errors
 from detcam.auditing.comparison.record import AuditRecord, check_comparable
@@ -31,6 +31,7 @@ from tests.auditing.report.browser import browser, opener, until
 from tests.auditing.scenes import write_scenes
 
 PIXELS = "[...document.querySelectorAll('.viewer-frame canvas')].map(canvas => canvas.width * canvas.height)"
+FITS = "node => node.scrollWidth <= node.clientWidth"
 
 
 def test_errors_are_matched_one_to_one() -> None:
@@ -104,6 +105,30 @@ def test_planted_causes_are_found() -> None:
     assert grown["surroundings"].status == "grown"
     few = compared([], [make_case(image) for image in range(4)])
     assert few["surroundings"].status == "no significant change", "four images may be chance"
+
+
+def test_errors_of_classes_without_objects() -> None:
+    """Boats in 10 of 40 images of a barge each: confused with the barges, they cost recall; elsewhere, nothing."""
+    cases = [make_case(image, type="classification") for image in range(10)]
+    record = make_record(cases)
+    rows, is_wrong = record.evaluation, ~record.evaluation.hits
+    kept = is_wrong | (rows.images >= 10)
+    evaluation = replace(
+        rows,
+        names=("boat", "barge"),
+        classes=np.where(is_wrong, 0, 1)[kept],
+        corrected_classes=np.where(is_wrong, 1, -1)[kept],
+        object_classes=np.ones(40, dtype=np.int64),
+        **{name: getattr(rows, name)[kept] for name in ("images", "indices", "scores", "hits")},
+    )
+    confused, perfect = replace(record, evaluation=evaluation), make_record([])
+    sides = Bootstrapped.pair(perfect, confused)
+    old, new = paired_delta_ap(sides, ([], cases))
+    assert (old[0], new[0]) == pytest.approx((0, 25 / 101)) and 0 < min(new[1:]) < max(new[1:]) < 0.6
+    elsewhere = replace(confused, evaluation=replace(evaluation, corrected_classes=np.full(40, -1)))
+    sides = Bootstrapped.pair(perfect, elsewhere)
+    assert np.isnan(paired_delta_ap(sides, ([], cases))).all(), "no number rather than 0"
+    assert (paired_delta_ap(sides, ([], []))[1] == 0).all()
 
 
 def group_of(kind: EvidenceKind, marks: int, first: int = 0, **values: Any) -> list[AuditCase]:
@@ -270,6 +295,9 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
         assert page.inner_text("h1") == data["headline"][0]
         page.set_viewport_size({"width": 390, "height": 800})
         assert min(page.locator("#causes th:first-child").evaluate_all("all => all.map(e => e.clientWidth)")) > 150
+        for width in (390, 320):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate(f"[...document.querySelectorAll('.scroll, html')].every({FITS})"), width
         page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_role("button", name=f"fixed ({len(fixed)})").click()
         assert page.locator(".case-card").count() == 3, "those that an audit explains"

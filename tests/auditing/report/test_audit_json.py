@@ -108,7 +108,7 @@ def test_summary_of_an_error_analysis(tmp_path: Path) -> None:
     false_positives = [index for index, error in enumerate(analysis.errors) if error.is_false_positive]
     assert summary.false_positive_count == len(false_positives) > 3
     assert summary.false_positive_delta_ap == pytest.approx(
-        analysis.average_precision_without(false_positives) - analysis.average_precision
+        analysis.average_precision_corrected(false_positives) - analysis.average_precision
     )
     assert summary.average_precision == analysis.average_precision
     assert summary.object_count == sum(item.objects for item in analysis.classes.values())
