@@ -47,6 +47,26 @@ def gradient_obstacle(model: nn.Module) -> tuple[str, str] | None:
     return None
 
 
+def check_gradients(model: nn.Module, method: str, needed: str) -> None:
+    """Check that a model has gradients, for a method that needs them, or layers that are found by them.
+
+    Args:
+        model: the network.
+        method: name of the method's class.
+        needed: what the method needs, in words.
+
+    Raises:
+        TypeError: the model has no gradients; the message says what to explain instead.
+    """
+    obstacle = gradient_obstacle(model)
+    if obstacle is not None:
+        reason, remedy = obstacle
+        raise TypeError(
+            f"{type(model).__name__} {reason} and {method} needs {needed}: {remedy}, or use a method that changes the "
+            "image, such as rise, occlusion or drise"
+        )
+
+
 def class_vectors(labels: Tensor, scores: Tensor, classes: int) -> Tensor:
     """Return class scores (..., C) with the score of each detection at its label and 0 elsewhere.
 

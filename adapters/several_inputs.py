@@ -14,6 +14,7 @@ from detcam.trace import guarded
 
 if TYPE_CHECKING:
     from detcam.adapters.base import Adapter, Batch
+    from detcam.results import Measured
 
 InputKey: TypeAlias = int | str
 """The position of an input among the positional arguments of the network, or the name of a keyword argument."""
@@ -80,7 +81,31 @@ def _prepared(adapter: Adapter, item: Any) -> Any:
     return adapter.prepare(adapter.reader.read_all(item)).inputs
 
 
-def levels_of_input(adapter: Adapter, batch: Batch) -> tuple[list[int], int]:
+def maps_of_input(adapter: Adapter, batch: Batch, measured: Measured, method: str) -> Measured:
+    """Return the raw maps of the explained input alone, where several inputs share target layers.
+
+    Args:
+        adapter: the adapter, whose `input_key` names the input.
+        batch: the network's input.
+        measured: the maps of all inputs.
+        method: name of the method's class.
+
+    Raises:
+        ValueError: the method has not one map for each input.
+        RuntimeError: no target layer depends on the input.
+    """
+    own, count = _levels_of_input(adapter, batch)
+    if len(own) == count:
+        return measured
+    if len(measured.maps) != count:
+        raise ValueError(
+            f"{method} does not tell the inputs apart that share target layer {', '.join(adapter.layer_names)}; use a "
+            "method such as GradCAM or HiResCAM"
+        )
+    return measured.of_levels(own)
+
+
+def _levels_of_input(adapter: Adapter, batch: Batch) -> tuple[list[int], int]:
     """Return the maps of the target layers that depend on the explained input, and the number of all maps.
 
     A layer that several inputs share runs once for each, or once for all of them in one batch. One pass tells which

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch.nn import functional as F
 
 from detcam.geometry import normalize
 from detcam.layers import InferredReshape
-from detcam.trace import ReshapeTransform, flatten_tensors
+from detcam.trace import ReshapeTransform, Trace, flatten_tensors
+
+if TYPE_CHECKING:
+    from detcam.adapters.base import Batch
 
 
 class VolumeReshape:
@@ -86,6 +90,13 @@ class VolumeGeometry:
     def to_image(self, maps: Tensor) -> Tensor:
         """Resize maps (N, d, h, w) to the volume's voxels (N, D, H, W), trilinear."""
         return F.interpolate(maps[:, None], self.size_dhw, mode="trilinear", align_corners=False)[:, 0]
+
+
+def combine_volumes(batch: Batch, trace: Trace, *, rectified: bool) -> Callable[[Sequence[Tensor], object], Tensor]:
+    """Return the combination of the raw maps of one volume of a batch into heatmaps (N, D, H, W)."""
+    reshape: Any = trace.reshape_transform
+    depth, height, width = batch.inputs.shape[2:]
+    return lambda levels, geometry: reshape.combine(levels, (depth, height, width), rectified=rectified)
 
 
 def is_volume(images: object) -> bool:

@@ -23,25 +23,17 @@ from torch import Tensor, nn
 
 from detcam.adapters import adapt
 from detcam.adapters.base import Adapter, Batch, ModelLike, Target
-from detcam.adapters.black_box import BlackBox, gradient_obstacle
+from detcam.adapters.black_box import BlackBox, check_gradients
 from detcam.adapters.contract import TASKS
-from detcam.adapters.several_inputs import levels_of_input
-from detcam.adapters.volumes import is_volume
+from detcam.adapters.several_inputs import maps_of_input
+from detcam.adapters.volumes import combine_volumes, is_volume
 from detcam.detections import Detections
-from detcam.diagnostics import check_maps_finite, warn_about_maps
+from detcam.diagnostics import check_maps_finite, check_saliency, warn_about_maps
 from detcam.geometry import Geometry
 from detcam.inputs import Images, Request, Select, Targets, View, labeled_targets, read_request, views
 from detcam.layers import LayersLike
-from detcam.rendering import MAX_PIXELS_TOGETHER, Combine, DeferredHeatmaps, HeatmapArray, RawMaps, combine_levels
-from detcam.results import (
-    ImageHeatmaps,
-    Measured,
-    Pass,
-    Reach,
-    levels_of,
-    mean_of_results,
-    values_of,
-)
+from detcam.rendering import Combine, DeferredHeatmaps, HeatmapArray, RawMaps, combine_levels
+from detcam.results import ImageHeatmaps, Measured, Pass, Reach, levels_of, mean_of_results, values_of
 from detcam.trace import ReshapeTransform, Trace, gradient_magnitude, guarded
 from detcam.utils.batching import run_slices
 from detcam.utils.console import track
@@ -331,10 +323,8 @@ class BaseCAM:
             groups = request.groups(self.adapter, self.batch_size)
             for group in progress(groups) if progress else groups:
                 size = len(group) if request.is_divisible(self.adapter) else None
-                explain_part = partial(
-                    self._explain_part, request, group, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth
-                )
-                parts = run_slices(len(group), size, explain_part)
+                explain = partial(self._explain_part, request, group, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth)
+                parts = run_slices(len(group), size, explain)
                 results.update(zip(group, chain.from_iterable(parts), strict=True))
             ordered = [results[index] for index in range(len(results))]
             warn_about_maps(self, ordered, self.adapter)
@@ -356,14 +346,9 @@ class BaseCAM:
     def _check_model(self) -> None:
         """Raise TypeError if the model has no gradients (int8, ONNX, a function) and the method needs what it lacks."""
         needs_layers = not isinstance(self, LayerlessCAM) and not self.adapter.target_layers
-        obstacle = gradient_obstacle(self.model) if self.uses_gradients or needs_layers else None
-        if obstacle is not None:
+        if self.uses_gradients or needs_layers:
             needed = "gradients" if self.uses_gradients else "target_layers=, layers that return float maps"
-            reason, remedy = obstacle
-            raise TypeError(
-                f"{type(self.model).__name__} {reason} and {type(self).__name__} needs {needed}: {remedy}, or use a "
-                "method that changes the image, such as rise, occlusion or drise"
-            )
+            check_gradients(self.model, type(self).__name__, needed)
 
     def _run(
         self,
@@ -392,9 +377,10 @@ class BaseCAM:
             source_images = partial(request.source_images, adapter, group, view)
             measured = self.measure(Pass(adapter, batch, trace, outputs, viewed, eigen_smooth, source_images, recorded))
         if adapter.input_key is not None and adapter.target_layers:
-            measured = self._of_input(measured, batch)
+            measured = maps_of_input(adapter, batch, measured, type(self).__name__)
         check_maps_finite(self, measured.maps, targets, group)
-        combine = self.combine if not is_volume(batch.inputs) else self._combine_volumes(batch, trace)
+        is_image = not is_volume(batch.inputs)
+        combine = self.combine if is_image else combine_volumes(batch, trace, rectified=self.rectified)
         return [
             measured.image_heatmaps(
                 index,
@@ -406,37 +392,16 @@ class BaseCAM:
             for index, geometry in enumerate(batch.geometries)
         ]
 
-    def _of_input(self, measured: Measured, batch: Batch) -> Measured:
-        """The maps of the explained input, where several inputs share target layers."""
-        own, count = levels_of_input(self.adapter, batch)
-        if len(own) == count:
-            return measured
-        if len(measured.maps) != count:
-            raise ValueError(
-                f"{type(self).__name__} does not tell the inputs apart that share target layer "
-                f"{', '.join(self.adapter.layer_names)}; use a method such as GradCAM or HiResCAM"
-            )
-        return measured.of_levels(own)
-
     def _rendered(
         self, combine: Combine, levels: Sequence[Tensor], geometry: Geometry, view: View
     ) -> Tensor | DeferredHeatmaps:
         """One image's heatmaps; large ones are left to be computed when they are read, where `combine` allows it."""
-        height, width = geometry.image_size_hw
         is_common = type(self).combine is BaseCAM.combine
         is_function = isinstance(inspect.getattr_static(self, "combine"), staticmethod)  # it holds no model
-        is_kept = combine == self.combine and (is_common or is_function)
-        if is_kept and len(levels[0]) * height * width > MAX_PIXELS_TOGETHER:
-            kept = tuple(level.cpu() for level in levels)
+        if combine == self.combine and (is_common or is_function):
             formula = None if is_common else combine
-            return DeferredHeatmaps((RawMaps(kept, geometry, self.rectified, view.mirrored, formula),))
+            return RawMaps(tuple(levels), geometry, self.rectified, view.mirrored, formula).heatmaps()
         return view.undo(combine(levels, geometry))
-
-    def _combine_volumes(self, batch: Batch, trace: Trace) -> Combine:
-        """The combination of one volume's raw maps into heatmaps (N, D, H, W)."""
-        reshape: Any = trace.reshape_transform
-        depth, height, width = batch.inputs.shape[2:]
-        return lambda levels, geometry: reshape.combine(levels, (depth, height, width), rectified=self.rectified)
 
     def prepare_input(self, batch: Batch) -> Batch:
         """Return the network's input for the pass, by default unchanged; a method may make it require gradients."""
@@ -461,7 +426,7 @@ class BaseCAM:
             return Measured(maps, values, self._differentiate(run, scalars, activations, maps))
         for level, out in zip(activations, maps, strict=True):
             level = level.to(work_dtype(level))
-            saliency = self._checked(self.saliency(level, level), level, "saliency")
+            saliency = check_saliency(self, self.saliency(level, level), level)
             for image, n in enumerate(counts):
                 out[image][:] = saliency[image].expand(n, -1, -1)
         return Measured(maps, values, None)
@@ -494,23 +459,12 @@ class BaseCAM:
                 if run.eigen_smooth:
                     saliency = first_principal_component(self.contributions(a, g))
                 else:
-                    saliency = self._checked(self.saliency(a, g), a, "saliency")
+                    saliency = check_saliency(self, self.saliency(a, g), a)
                 for row, image in enumerate(selected):
                     out[image][k] = saliency[row]
             for row, image in enumerate(images):
                 reach[image].append(Reach.measure([s[row] for s in support], run.batch.geometries[image]))
         return reach
-
-    def _checked(self, saliency: Tensor, activations: Tensor, formula: str) -> Tensor:
-        """Return the result of a formula after a check of its type and shape."""
-        expected = (len(activations), *activations.shape[-2:])
-        if not isinstance(saliency, Tensor) or tuple(saliency.shape) != expected:
-            got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
-            raise ValueError(
-                f"expected {type(self).__name__}.{formula} to give a tensor (n, h, w) of shape {expected}; got {got}. "
-                "weights gives (n, C), contributions (n, C, h, w), saliency (n, h, w)"
-            )
-        return saliency
 
     def combine(self, levels: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Combine one image's raw maps into heatmaps (N, H, W); see `detcam.rendering.combine_levels`.

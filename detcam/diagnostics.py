@@ -46,6 +46,22 @@ class ClassAgnosticWarning(UserWarning):
     """The method gives the same map for every target of an image."""
 
 
+def check_saliency(cam: BaseCAM, saliency: Tensor, activations: Tensor) -> Tensor:
+    """Return the result of a method's `saliency`, which must be (n, h, w) for activations (n, C, h, w).
+
+    Raises:
+        ValueError: it is no tensor, or has another shape.
+    """
+    expected = (len(activations), *activations.shape[-2:])
+    if not isinstance(saliency, Tensor) or tuple(saliency.shape) != expected:
+        got = tuple(saliency.shape) if isinstance(saliency, Tensor) else type(saliency).__name__
+        raise ValueError(
+            f"expected {type(cam).__name__}.saliency to give a tensor (n, h, w) of shape {expected}; got {got}. "
+            "weights gives (n, C), contributions (n, C, h, w), saliency (n, h, w)"
+        )
+    return saliency
+
+
 def check_maps_finite(
     cam: BaseCAM, maps: Sequence[Sequence[Tensor]], targets: Sequence[Sequence[Target]], images: Sequence[int]
 ) -> None:

@@ -55,6 +55,13 @@ class RawMaps:
             maps = self.combine(self.levels, self.geometry)
         return maps.flip(-1) if self.mirrored else maps
 
+    def heatmaps(self) -> Tensor | DeferredHeatmaps:
+        """Return the heatmaps; large ones are left to be computed when they are read."""
+        height, width = self.geometry.image_size_hw
+        if len(self.levels[0]) * height * width <= MAX_PIXELS_TOGETHER:
+            return self.render()
+        return DeferredHeatmaps((replace(self, levels=tuple(level.cpu() for level in self.levels)),))
+
     def has_evidence(self) -> bool:
         """Whether a heatmap is not zero everywhere."""
         if self.combine is None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import detcam
-from detcam import RefineCAM, cam
+from detcam import RefineCAM, rendering
 from detcam.adapters.torchvision import detector, sampling
 from detcam.data import decoding, images
 from detcam.explanation import reduction, writer
@@ -42,7 +42,7 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The explanation whose maps are computed at once; further calls defer them."""
     found = explained(aug_smooth=getattr(request, "param", False))
     assert isinstance(found.maps, np.ndarray)
-    monkeypatch.setattr(cam, "MAX_PIXELS_TOGETHER", 100)
+    monkeypatch.setattr(rendering, "MAX_PIXELS_TOGETHER", 100)
     return found
 
 
@@ -106,7 +106,7 @@ def test_empty_maps_are_reported_without_computing_them(
 def test_methods_with_their_own_combination_keep_raw_maps(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target_layers = ["0", "3"] if method == "refinecam" else None
     at_once = explained(method=method, target_layers=target_layers)
-    monkeypatch.setattr(cam, "MAX_PIXELS_TOGETHER", 100)
+    monkeypatch.setattr(rendering, "MAX_PIXELS_TOGETHER", 100)
     later = explained(method=method, target_layers=target_layers)
     assert isinstance(at_once.maps, np.ndarray) and isinstance(later.maps, DeferredHeatmaps)
     np.testing.assert_allclose(later.heatmaps, at_once.heatmaps, atol=1e-6)
