@@ -100,6 +100,17 @@ class Geometry:
             slices.append(slice(first, last))
         return slices[0], slices[1]
 
+    def area_of_cells(
+        self, rows: slice, columns: slice, grid_size_hw: tuple[int, int]
+    ) -> tuple[float, float, float, float]:
+        """Return the area (xyxy) in image pixels, not clipped, that rows and columns of a feature map cover."""
+        ends = [
+            [end * self.input_size_hw[axis] / cells for end in (part.start, part.stop)]
+            for axis, (part, cells) in enumerate(zip((rows, columns), grid_size_hw, strict=True))
+        ]
+        (top, bottom), (left, right) = ends
+        return (*self.point_to_image((left, top)), *self.point_to_image((right, bottom)))
+
     def to_image(self, maps: Tensor) -> Tensor:
         """Resize maps from a feature map's grid to image pixels, undoing padding and scale.
 

@@ -213,6 +213,20 @@ class DetectionTarget(BaseTarget, abstract=True):
         """
         raise NotImplementedError
 
+    def mask_value(self, logits: Tensor, area_xyxy: tuple[float, float, float, float]) -> Tensor:
+        """Compute the scalar of a target whose `part` is ``"mask"``: the mean logit over the pixels of the mask.
+
+        Args:
+            logits: (h, w), the mask logits of the instance.
+            area_xyxy: the part of the image that the cells cover evenly, original image pixels; it may exceed the image
+                by fractions of a cell.
+
+        Returns:
+            A tensor with one element, differentiable with respect to the logits.
+        """
+        inside = logits.detach() > 0
+        return logits[inside].mean() if bool(inside.any()) else logits.max()
+
     def __call__(self, output: DetectorOutput) -> Tensor:
         return output.score([self])[0]
 
@@ -343,7 +357,7 @@ class DetectorOutput(ABC):
         return self.geometry.clip(candidates.boxes_xyxy), candidates.class_scores
 
     def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        """Return the mean mask logit of each instance over the pixels of its mask."""
+        """Return `DetectionTarget.mask_value` of each target, of the logits of its instance's mask."""
         raise ValueError("this detector predicts no masks; explain a box with BoxTarget instead")
 
     def score(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from detcam.targets.classes import (
 from detcam.targets.conversion import as_box_targets
 from detcam.targets.edges import EdgesTarget
 from detcam.targets.embedding import DifferenceFromConceptTarget, SimilarityToConceptTarget
-from detcam.targets.mask import InstanceMaskTarget, MaskTarget, SemanticSegmentationTarget
+from detcam.targets.mask import InstanceMaskTarget, MaskErrorTarget, MaskTarget, SemanticSegmentationTarget
 from detcam.targets.registry import TARGETS, BoxFunctionTarget, FunctionTarget, register_target, with_quantity
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "FinerWeightedTarget",
     "FunctionTarget",
     "InstanceMaskTarget",
+    "MaskErrorTarget",
     "MaskTarget",
     "RawScoresOutputTarget",
     "SemanticSegmentationTarget",

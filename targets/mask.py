@@ -64,10 +64,8 @@ class MaskTarget(BaseTarget):
         for label in (self.label, self.against):
             if label is not None:
                 check_label(label, names, classes)
-        if self.mask is not None and tuple(self.mask.shape) != tuple(image_size_hw):
-            raise ValueError(
-                f"expected a mask of the image's height and width {tuple(image_size_hw)}; got {tuple(self.mask.shape)}"
-            )
+        if self.mask is not None:
+            _check_size(self.mask, image_size_hw)
 
     def describe(self, names: Mapping[int, str]) -> str:
         name = class_name(names, self.label)
@@ -99,6 +97,56 @@ class InstanceMaskTarget(DetectionTarget):
 
     def describe(self, names: Mapping[int, str]) -> str:
         return f"mask of {class_name(names, self.label)}"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskErrorTarget(DetectionTarget):
+    r"""How far an instance's mask is off its object.
+
+    .. math:: y = \frac{1}{n} \sum_p \max(0, d_p\, z_p), \quad d_p = 1 \text{ beside the object},\ -1 \text{ on it}
+
+    with :math:`z_p` the logits of the n cells of the instance's mask, as those of `InstanceMaskTarget`. It is 0 for a
+    mask that is right. The mean over the whole mask would explain the object, to which most of a wrong mask belongs.
+    Only cells that are wrong contribute; those outside the mask's cells, such as pixels outside the box of a Mask R-CNN
+    or a YOLO, do not.
+
+    Attributes:
+        mask: (H, W) in original image pixels, the object; a tensor or an array, bool or of two values.
+
+    Example:
+        >>> import torch
+        >>> from detcam.targets import MaskErrorTarget
+        >>> target = MaskErrorTarget((0, 0, 2, 1), label=1, mask=[[1, 0], [0, 0]])
+        >>> target.mask_value(torch.tensor([[3.0, 4.0]]), (0.0, 0.0, 2.0, 1.0))
+        tensor(2.)
+    """
+
+    part: ClassVar[Part] = "mask"
+    quantity = "mask error"
+
+    mask: Any = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "mask", _bool_mask(self.mask))
+
+    def hflip(self, width: int) -> MaskErrorTarget:
+        return replace(super().hflip(width), mask=self.mask.flip(-1))
+
+    def check(self, image_size_hw: tuple[int, int], names: Mapping[int, str], classes: int) -> None:
+        super().check(image_size_hw, names, classes)
+        _check_size(self.mask, image_size_hw)
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        return f"error of the mask of {class_name(names, self.label)}"
+
+    def mask_value(self, logits: Tensor, area_xyxy: tuple[float, float, float, float]) -> Tensor:
+        left, top, right, bottom = area_xyxy
+        height, width = logits.shape
+        rows = _pixels_at_centers(top, bottom, height, self.mask.shape[0])
+        columns = _pixels_at_centers(left, right, width, self.mask.shape[1])
+        on_object = self.mask[rows][:, columns].to(logits.device)
+        return torch.where(on_object, -logits, logits).clamp(min=0).mean()
 
 
 class SemanticSegmentationTarget(BaseTarget):
@@ -134,6 +182,19 @@ class SemanticSegmentationTarget(BaseTarget):
                 "in image pixels use MaskTarget"
             )
         return (scores * self.mask.to(scores.device)).sum()
+
+
+def _pixels_at_centers(start: float, end: float, cells: int, pixels: int) -> Tensor:
+    """The pixels (cells,) at the centers of cells that divide an interval evenly; the nearest ones of the image."""
+    centers = start + (torch.arange(cells) + 0.5) / cells * (end - start)
+    return centers.floor().long().clamp(0, pixels - 1)
+
+
+def _check_size(mask: Tensor, image_size_hw: tuple[int, int]) -> None:
+    if tuple(mask.shape) != tuple(image_size_hw):
+        raise ValueError(
+            f"expected a mask of the image's height and width {tuple(image_size_hw)}; got {tuple(mask.shape)}"
+        )
 
 
 def _bool_mask(mask: Any) -> Tensor:

@@ -200,12 +200,10 @@ class TwoStageOutput(DetectorOutput):
 
         def scalars(regions: Tensor, part: slice) -> list[Tensor]:
             maps = self.heads.mask_predictor(self.heads.mask_head(regions))
-            values = []
-            for logits, target in zip(maps, targets[part], strict=True):
-                mask = logits[target.label]
-                inside = mask.detach() > 0
-                values.append(mask[inside].mean() if inside.any() else mask.max())
-            return values
+            return [
+                target.mask_value(logits[target.label], target.box_xyxy)
+                for logits, target in zip(maps, targets[part], strict=True)
+            ]
 
         boxes = self._boxes_of(targets, use_proposals=False)
         return scores_of_regions(self.pool_each("mask_roi_pool", boxes), scalars)

@@ -19,7 +19,7 @@ from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.adapters.transformers.base import TransformersModel
 from detcam.adapters.transformers.layers import decoder_inputs
 from detcam.adapters.transformers.model import find_tokenizer, has_head, model_type
-from detcam.adapters.transformers.queries import mean_mask_logits
+from detcam.adapters.transformers.queries import mask_values
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry, mask_to_box
 from detcam.layers import find_target_layers
@@ -219,7 +219,7 @@ class MaskQueryOutput(DetectorOutput):
         return self.boxes(torch.arange(len(self.logits), device=self.logits.device)), self.logits.softmax(-1)
 
     def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
-        return mean_mask_logits(self.masks, [self.query(target) for target in targets], self.geometry)
+        return mask_values(self.masks, targets, [self.query(target) for target in targets], self.geometry)
 
     @torch.no_grad()
     def detections(self) -> Detections:

@@ -177,7 +177,7 @@ class QueryOutput(DetectorOutput):
     def mask_scores(self, targets: Sequence[DetectionTarget]) -> list[Tensor]:
         if self.masks is None:
             return super().mask_scores(targets)
-        return mean_mask_logits(self.masks, [self.query(target) for target in targets], self.geometry)
+        return mask_values(self.masks, targets, [self.query(target) for target in targets], self.geometry)
 
 
 def grids_of(tokens: ChosenTokens, input_size_hw: tuple[int, int], levels: int) -> tuple[tuple[int, int], ...] | None:
@@ -185,18 +185,20 @@ def grids_of(tokens: ChosenTokens, input_size_hw: tuple[int, int], levels: int) 
     return None if tokens.tokens is None else token_grids(tokens.count, input_size_hw, levels)
 
 
-def mean_mask_logits(masks: Tensor, queries: Sequence[int], geometry: Geometry) -> list[Tensor]:
-    """Return the mean logit of each query's mask over its positive cells on the image, or over all cells of the image.
+def mask_values(
+    masks: Tensor, targets: Sequence[DetectionTarget], queries: Sequence[int], geometry: Geometry
+) -> list[Tensor]:
+    """Return `DetectionTarget.mask_value` of each target, of its query's mask on the image.
 
     Args:
         masks: (Q, h, w) mask logits over the input.
-        queries: the queries.
+        targets: the targets.
+        queries: the query of each target.
         geometry: position of the image on the input.
     """
-    on_image = torch.zeros(masks.shape[-2:], dtype=torch.bool, device=masks.device)
-    on_image[geometry.valid_cells((masks.shape[-2], masks.shape[-1]))] = True
-    values = []
-    for query in queries:
-        inside = (masks[query].detach() > 0) & on_image
-        values.append(masks[query][inside if bool(inside.any()) else on_image].mean())
-    return values
+    size_hw = (masks.shape[-2], masks.shape[-1])
+    rows, columns = geometry.valid_cells(size_hw)
+    area = geometry.area_of_cells(rows, columns, size_hw)
+    return [
+        target.mask_value(masks[query, rows, columns], area) for target, query in zip(targets, queries, strict=True)
+    ]

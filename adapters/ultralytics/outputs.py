@@ -160,8 +160,8 @@ class YoloOutput(DetectorOutput):
             coefficients: Any = self.raw.levels[level].extra
             rows, columns = self._prototype_cells(target.box_xyxy, prototypes.shape[-2], prototypes.shape[-1])
             logits = torch.tensordot(coefficients[self.index, :, y, x], prototypes[:, rows, columns], 1)
-            inside = logits.detach() > 0
-            scores.append(logits[inside].mean() if inside.any() else logits.max())
+            area = self.geometry.area_of_cells(rows, columns, (prototypes.shape[-2], prototypes.shape[-1]))
+            scores.append(target.mask_value(logits, area))
         return scores
 
     def source_of(self, target: DetectionTarget) -> Source:

@@ -21,13 +21,16 @@ half the box's size around the box; ``scene``: the rest of the image.
 """
 EVIDENCE_LOCATIONS: tuple[EvidenceLocation, ...] = get_args(EvidenceLocation)
 
-Outcome: TypeAlias = Literal["vanished", "moved", "class flipped", "unchanged", "object lost", "appeared", "absent"]
+Outcome: TypeAlias = Literal[
+    "vanished", "moved", "class flipped", "mask corrected", "unchanged", "object lost", "appeared", "absent"
+]
 """State of a detection in a perturbed image; of a missed object, ``appeared`` if it is found, else ``absent``.
 
-``object lost``: a second box of an object ends, and the object's correct detection with it.
+``mask corrected``: a wrong mask fits its object; ``object lost``: a second box of an object ends, and the object's
+correct detection with it, or a wrong mask ends with its detection.
 """
 PERSISTING: tuple[Outcome, ...] = ("unchanged", "object lost", "absent")
-"""Outcomes with which an error persists: without the object, that a second box of it ends says nothing."""
+"""Outcomes with which an error persists: without the object, that its second box or wrong mask ends says nothing."""
 
 Intervention: TypeAlias = Literal[
     "without evidence",
@@ -116,7 +119,8 @@ class Trial:
             color of the image, and `LIGHT_FILLS`, which keep the details of the region and give it the light of other
             pixels.
         score: score of the detection in the perturbed image, in [0, 1]: the maximum over its own raw candidate and
-            the candidates that overlap it.
+            the candidates that overlap it. Of a wrong mask, the score in the unperturbed image times the share of the
+            mask's wrong pixels that remains.
         outcome: state of the detection.
     """
 

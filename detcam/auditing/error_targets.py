@@ -15,8 +15,9 @@ from detcam.auditing.errors import DetectionError
 from detcam.data.annotations import FIRST_UNKNOWN_LABEL
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
+from detcam.geometry import mask_to_box
 from detcam.outputs import DetectorOutput
-from detcam.targets import QUANTITIES, BoxTarget, EdgesTarget, SuppressionTarget, with_quantity
+from detcam.targets import QUANTITIES, BoxTarget, EdgesTarget, MaskErrorTarget, SuppressionTarget, with_quantity
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ def question_for(
     ground_truth: GroundTruth,
     names: Mapping[int, str],
     quantity: str = "score",
+    *,
+    masks: bool = False,
+    iou_threshold: float = 0.5,
 ) -> ErrorQuestion:
     """Choose the question for an error.
 
     * classification: the predicted class contrasted with the true class, or its score if the model does not know the
       true class;
-    * localization: the displacement of the edges that are off the object;
+    * localization: the displacement of the edges that are off the object; of masks, the error of the mask, and the
+      displacement if the box is off as well;
     * both: the two together;
     * duplicate: the score, compared with that of the first detection;
     * background: the score, or another quantity;
@@ -76,6 +81,8 @@ def question_for(
         ground_truth: the objects of its image.
         names: class names by index.
         quantity: the quantity that is explained of duplicates, background errors and missed objects.
+        masks: whether masks are compared instead of boxes.
+        iou_threshold: minimum IoU of a true positive.
     """
     name = class_name(names, error.label)
     if error.detection_index is None:
@@ -93,8 +100,18 @@ def question_for(
     why = f"why {name} rather than {true_name}?" if is_known else f"why a {name} here, on a {true_name}?"
     if error.type == "classification":
         return ErrorQuestion(why, (contrast,), target)
-    edges = EdgesTarget.displaced(target, object_box(ground_truth, error.ground_truth_index))
+    object_xyxy = object_box(ground_truth, error.ground_truth_index)
+    if error.type == "localization" and masks:
+        mask = ground_truth.mask(error.ground_truth_index)
+        object_xyxy = mask_to_box(mask)
+        wrong = MaskErrorTarget(target.box_xyxy, target.label, target.source, mask=mask)
+        if float(box_iou(*(torch.tensor([box]) for box in (target.box_xyxy, object_xyxy)))) >= iou_threshold:
+            return ErrorQuestion(f"what makes its mask differ from the {true_name}?", (wrong,), target)
+    edges = EdgesTarget.displaced(target, object_xyxy)
     displacement = f"what moves its {edges.edges_text} off the {true_name}?"
+    if error.type == "localization" and masks:
+        text = f"what makes its mask differ from the {true_name}, and {displacement}"
+        return ErrorQuestion(text, (wrong, edges), target)
     if error.type == "localization":
         return ErrorQuestion(displacement, (edges,), target)
     if error.type == "both":

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from detcam.adapters.base import Adapter, Batch, DetectorAdapter
-from detcam.auditing.case import AuditCase, Box, EvidenceLocation
+from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
-from detcam.auditing.error_targets import ErrorQuestion, detection_target, object_box, question_for
+from detcam.auditing.criteria import criterion_for
+from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
@@ -24,7 +24,7 @@ from detcam.auditing.verification.donors import MAX_WINDOW_PIXELS, MIN_DONORS, D
 from detcam.auditing.verification.evidence import box_region, location_regions, object_under
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
-from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.proposals import PORTFOLIO, Proposal, Proposals, gradient_proposals, proposal_layers
 from detcam.auditing.verification.suppression import (
     MissedObject,
@@ -143,7 +143,15 @@ class ErrorExplainer:
         """Explain every error of some images; their perturbed versions, and a method's heatmaps, share passes."""
         questions = [
             [
-                question_for(error, image.detections, image.ground_truth, self.names, self.quantity)
+                question_for(
+                    error,
+                    image.detections,
+                    image.ground_truth,
+                    self.names,
+                    self.quantity,
+                    masks=self.masks,
+                    iou_threshold=self.iou_threshold,
+                )
                 for error in image.errors
             ]
             for image in images
@@ -349,43 +357,37 @@ class ErrorExplainer:
         segments: Callable[[], Tensor],
     ) -> Hypothesis:
         error, ground_truth = image.errors[number], image.ground_truth
-        first = self._first_box(error, image)
-        is_localization = error.type == "localization" and error.ground_truth_index is not None
-        criterion = PersistenceCriterion.from_output(
+        criterion = criterion_for(
+            error,
+            image.detections,
+            ground_truth,
             output,
             detection,
-            self.score_threshold,
-            own_candidate_only=error.type == "duplicate",
-            ground_truth_xyxy=object_box(ground_truth, error.ground_truth_index or 0) if is_localization else None,
+            image.cases[number].score,
+            score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
-            first_xyxy=first,
+            masks=self.masks,
         )
         concerned, _ = object_regions(error, ground_truth, masks=self.masks)
         box = box_region(detection.box_xyxy, ground_truth.image_size_hw)
         box_on_input = mapping.to_input(box.float()) > 0.5
+        inside = box if concerned is None else box | concerned
+        if isinstance(criterion, MaskCriterion):
+            inside = criterion.mask
+        inside_on_input = mapping.to_input(inside.float()) > 0.5
+        maps = Proposals([]) if isinstance(proposals, RuntimeError) else proposals
         return Hypothesis(
             image.cases[number].id,
             criterion,
             image.cases[number].score,
-            Proposals([]) if isinstance(proposals, RuntimeError) else proposals,
+            maps.outside(inside_on_input) if isinstance(criterion, MaskCriterion) else maps,
             box_on_input,
-            box_on_input if concerned is None else mapping.to_input((box | concerned).float()) > 0.5,
+            inside_on_input,
             segments if self.cam is None else None,
             is_confusion=error.type == "classification" and _is_known(error, ground_truth),
-            is_second=first is not None and self.cam is None,
+            is_second=criterion.first_xyxy is not None and self.cam is None,
+            is_outside=isinstance(criterion, MaskCriterion),
         )
-
-    def _first_box(self, error: DetectionError, image: ErrorImage) -> Box | None:
-        """The box of another detection, a correct one, of the object that a duplicate or localization error is on."""
-        found = image.detections
-        if error.ground_truth_index is None or error.type not in ("localization", "duplicate"):
-            return None
-        iou = box_iou(image.ground_truth.boxes_xyxy[[error.ground_truth_index]].float(), found.boxes_xyxy.float())[0]
-        is_correct = (found.labels == error.label) & (found.scores >= self.score_threshold)
-        iou = iou.where(is_correct, iou.new_tensor(-1.0))
-        iou[error.detection_index or 0] = -1.0
-        best = int(iou.argmax())
-        return detection_target(found, best).box_xyxy if float(iou[best]) >= self.iou_threshold else None
 
     def _appearance_hypothesis(
         self,

@@ -44,6 +44,12 @@ def test_boxes_round_trip() -> None:
     assert LETTERBOX.point_to_image(LETTERBOX.point_to_input((3.0, 4.0))) == pytest.approx((3.0, 4.0))
 
 
+def test_area_of_cells_on_the_image() -> None:
+    # Rows 3 to 12 of 16 are input pixels 24 to 104; minus 25.6, at 1.28 a pixel. Columns 4 to 7 are 32 to 64.
+    area = LETTERBOX.area_of_cells(slice(3, 13), slice(4, 8), (16, 16))
+    assert area == pytest.approx((32 / 1.28, (24 - 25.6) / 1.28, 64 / 1.28, (104 - 25.6) / 1.28))
+
+
 def test_valid_cells_leave_the_padding_out() -> None:
     rows, columns = LETTERBOX.valid_cells((16, 16))
     assert (rows.start, rows.stop) == (3, 13)  # 25.6 / 8 = 3.2 and 102.4 / 8 = 12.8: cells 3 to 12 touch the image

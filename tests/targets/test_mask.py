@@ -14,7 +14,7 @@ from detcam import GradCAM, HiResCAM
 from detcam.adapters import segmenter
 from detcam.geometry import Geometry
 from detcam.segmenter_output import SegmenterOutput
-from detcam.targets import MaskTarget, SemanticSegmentationTarget
+from detcam.targets import MaskErrorTarget, MaskTarget, SemanticSegmentationTarget
 from tests.helpers import tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::detcam.ReachWarning")
@@ -246,3 +246,28 @@ def test_one_channel_is_a_foreground() -> None:
     nothing = SegmenterOutput(-logits.abs() - 0.1, geometry, binary=True).detections({})
     assert len(nothing) == 0 and nothing.masks is not None and nothing.masks.shape == (0, 5, 7)
     assert nothing.boxes_xyxy.shape == (0, 4)
+
+
+def test_the_error_of_a_mask_counts_wrong_cells_alone() -> None:
+    mask = torch.zeros(6, 8, dtype=torch.bool)
+    mask[2:5, 3:6] = True
+    target = MaskErrorTarget((2, 1, 6, 5), 1, mask=mask)
+    logits = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    total = 0.0
+    for row in range(8):
+        for column in range(8):  # half a pixel a cell
+            on_object = bool(mask[int(1 + (row + 0.5) / 2), int(2 + (column + 0.5) / 2)])
+            total += max(0.0, (-1 if on_object else 1) * float(logits[row, column]))
+    value = target.mask_value(logits, (2.0, 1.0, 6.0, 5.0))
+    assert float(value) == pytest.approx(total / 64, rel=1e-6)
+    value.backward()
+    assert logits.grad is not None and set((64 * logits.grad).unique().tolist()) == {-1.0, 0.0, 1.0}
+    right = torch.where(mask, 1.0, -1.0)
+    assert float(target.mask_value(right, (0.0, 0.0, 8.0, 6.0))) == 0
+    assert float(target.mask_value(-right, (0.0, 0.0, 8.0, 6.0))) == 1
+    outside = target.mask_value(torch.ones(1, 2), (-4.0, 0.0, 20.0, 6.0))  # centers at columns 2 and 14, row 3
+    assert float(outside) == 1, "cells beyond the image take its nearest pixel"
+    mirrored = target.hflip(8)
+    assert mirrored.box_xyxy == (2, 1, 6, 5) and torch.equal(mirrored.mask, mask.flip(-1))
+    with pytest.raises(ValueError, match=r"expected a mask of the image's height and width \(6, 9\)"):
+        target.check((6, 9), {}, 3)

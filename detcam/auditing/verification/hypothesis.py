@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import PERSISTING, Trial
+from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.verdict import MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict, remaining_score
@@ -42,11 +43,11 @@ class Hypothesis:
 
     Attributes:
         case_id: id of the case, the seed of its random controls.
-        criterion: decides whether the detection persists.
+        criterion: decides whether the detection, or the error of its mask, persists.
         score: the detection's score in the unperturbed image, in [0, 1].
         proposals: maps of the evidence, and regions to remove one by one.
         box: (h, w) bool, the predicted box in the area of the network's input that the image covers.
-        inside: (h, w) bool, the box and the object that the error concerns.
+        inside: (h, w) bool, the box and the object that the error concerns; of the error of a mask, the object alone.
         segments: makes the segments (h, w) int64 for coarse-to-fine removal, which proposes evidence if no proposal is
             confirmed; None leaves it out.
         is_confusion: whether the detector must report the object with another class without the evidence. Without a
@@ -54,13 +55,14 @@ class Hypothesis:
         is_second: whether another detection of the object is correct. Then regions outside the box and the object are
             searched first: without a part of the object, any further box there vanishes, whatever makes it.
         is_outside: whether only regions outside the box and the object are claimed. Then controls beside the evidence
-            lie around the box instead of in it.
+            lie around the box instead of in it. A claim about a mask is of this kind from the start, and nothing of the
+            object is removed, since without it the mask cannot be right.
         max_trials: number of perturbed images from which on a map is not searched further; None sets no limit.
         limits: what limits the grade of a verdict.
     """
 
     case_id: str
-    criterion: PersistenceCriterion
+    criterion: PersistenceCriterion | MaskCriterion
     score: float
     proposals: Proposals
     box: Tensor
@@ -177,6 +179,12 @@ class VerificationResult:
     def needed(self) -> Tensor:
         """(h, w) bool, the evidence region and all further parts that are needed."""
         return union(self.evidence, self.parts)
+
+    def without(self, region: Tensor) -> VerificationResult:
+        """The result without the pixels of a region (h, w) bool."""
+        parts = tuple(replace(part, region=part.region & ~region) for part in self.parts)
+        control = None if self.control is None else self.control & ~region
+        return replace(self, evidence=self.evidence & ~region, parts=parts, control=control)
 
 
 def union(region: Tensor, parts: Sequence[EvidencePart]) -> Tensor:

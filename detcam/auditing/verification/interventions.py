@@ -32,11 +32,19 @@ class Removal:
         intervention: what is filled.
         region: (h, w) bool, the filled region, over the area of the network's input that the image covers.
         fill: index of the fill.
+        kept: (h, w) bool, pixels that stay as they are, but whose colors the fill does not continue into the region;
+            None if there are none.
     """
 
     intervention: Intervention
     region: Tensor
     fill: int = 0
+    kept: Tensor | None = None
+
+    @property
+    def hidden(self) -> Tensor:
+        """(h, w) bool, the pixels that the fill does not read."""
+        return self.region if self.kept is None else self.region | self.kept
 
 
 Investigation: TypeAlias = Generator[list[Removal], list[Trial], T]
@@ -79,6 +87,15 @@ def remembering(investigation: Investigation[T]) -> Investigation[T]:
         return [
             replace(known[key], intervention=request.intervention) for key, request in zip(keys, requests, strict=True)
         ]
+
+    return asking(investigation, ask)
+
+
+def keeping(investigation: Investigation[T], kept: Tensor) -> Investigation[T]:
+    """An investigation that never removes some pixels (h, w) bool, nor continues their colors beside them."""
+
+    def ask(requests: list[Removal]) -> Investigation[list[Trial]]:
+        return (yield [replace(request, region=request.region & ~kept, kept=kept) for request in requests])
 
     return asking(investigation, ask)
 
@@ -146,9 +163,12 @@ class Interventions:
         for number, fill in enumerate(self._bound):
             rows = [row for row, request in enumerate(requests) if request.fill == number]
             if rows:
-                filled = fill(torch.stack([requests[row].region for row in rows]).to(inputs.device)).to(inputs.dtype)
+                filled = fill(torch.stack([requests[row].hidden for row in rows]).to(inputs.device)).to(inputs.dtype)
                 for row, each in zip(rows, filled, strict=True):
-                    rows_of, columns_of = extent(requests[row].region.numpy())
+                    region = requests[row].region
+                    rows_of, columns_of = extent(region.numpy())
+                    if requests[row].kept is not None:
+                        each = torch.where(region.to(each.device), each, area[row])
                     area[row, :, rows_of, columns_of] = each[:, rows_of, columns_of]
         return inputs
 

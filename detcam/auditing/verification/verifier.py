@@ -20,6 +20,7 @@ from detcam.auditing.verification.interventions import (
     Interventions,
     Investigation,
     Removal,
+    keeping,
     remembering,
     run_investigations,
 )
@@ -108,7 +109,7 @@ class Verifier:
     def investigate(self, hypothesis: Hypothesis | InvestigatedHypothesis) -> Investigation[VerificationResult]:
         """The procedure that verifies a hypothesis."""
         if isinstance(hypothesis, Hypothesis):
-            return remembering(self._investigate(hypothesis))
+            return remembering((self._investigate_outside if hypothesis.is_outside else self._investigate)(hypothesis))
         return remembering(self._investigate_missed(hypothesis))
 
     def _investigate_missed(self, hypothesis: InvestigatedHypothesis) -> Investigation[VerificationResult]:
@@ -117,6 +118,11 @@ class Verifier:
         if _is_confirmed(result) or hypothesis.transplantation is None:
             return result
         return (yield from hypothesis.transplantation.investigate(result, self.interventions))
+
+    def _investigate_outside(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
+        """Verify a claim about what lies outside alone: nothing inside is removed, no margin of a region either."""
+        result = yield from keeping(self._investigate(hypothesis), hypothesis.inside)
+        return result.without(hypothesis.inside)
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.

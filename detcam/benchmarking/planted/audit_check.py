@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_masks
 from torch import Tensor
 
 from detcam.adapters import Adapter
@@ -24,16 +25,18 @@ from detcam.auditing.verification.donors import Donors, choose_donors
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.hit_metrics import MapHit, measure_hit
-from detcam.benchmarking.planted.mask_target import MaskRestTarget
-from detcam.benchmarking.planted.planted_errors import MIN_SCORE
+from detcam.benchmarking.planted.planted_errors import MIN_IOU, MIN_SCORE
+from detcam.benchmarking.planted.semantic import body_mask
 from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS
-from detcam.targets import MaskTarget
+from detcam.targets import MaskErrorTarget, MaskTarget
 
 MAX_TRIES = 20
 """Random positions that are tried for a false cause."""
+MIN_MASK_IOU = 0.77
+"""IoU of a true positive of masks: a mask that fills its box reaches 0.70 to 0.76 with a boat or barge."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,21 @@ def check_audit(
     image = error_image(adapter, case, first_label)
     if image is None:
         return None
-    explained = explain_error(adapter, cam, image, donors)
+    masks = compares_masks(case)
+    explained = explain_error(adapter, cam, image, donors, masks=masks)
     heatmap, evidence = torch.zeros(case.cause.shape), torch.zeros_like(case.cause)
     if explained.maps is not None:
         heatmap = torch.from_numpy(np.asarray(explained.maps.heatmap)).float()
         evidence = torch.from_numpy(np.asarray(explained.maps.needed))
     truth = image.ground_truth
     locations = location_regions(
-        truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=False)
+        truth.image_size_hw, explained.case.box_xyxy, *object_regions(image.errors[0], truth, masks=masks)
     )
     shares = location_shares(case.cause.float(), locations)
     is_neighbor = SHORTCUTS[case.scenario].effect == "suppressed"  # an object of the class, within the box of the other
     regions = false_causes(case)
     verdicts = [
-        explain_error(adapter, cast(BaseCAM, PrecomputedMaps([region.float()])), image).case.verdict
+        explain_error(adapter, cast(BaseCAM, PrecomputedMaps([region.float()])), image, masks=masks).case.verdict
         for region in regions
     ]
     return AuditCheck(
@@ -152,10 +156,19 @@ def false_causes(case: PlantedCase) -> list[Tensor]:
 
 
 def explain_error(
-    adapter: Adapter, cam: BaseCAM | None, image: ErrorImage, donors: Donors | None = None
+    adapter: Adapter, cam: BaseCAM | None, image: ErrorImage, donors: Donors | None = None, *, masks: bool = False
 ) -> ExplainedError:
-    """Audit the error of an image from `error_image`."""
-    return ErrorExplainer(adapter, cam, adapter.names, MIN_SCORE, donors=donors or {}).explain([image])[0][0]
+    """Audit the error of an image from `error_image`; `masks` says whether it is one of a mask."""
+    iou_threshold = MIN_MASK_IOU if masks else MIN_IOU
+    explainer = ErrorExplainer(
+        adapter, cam, adapter.names, MIN_SCORE, donors=donors or {}, masks=masks, iou_threshold=iou_threshold
+    )
+    return explainer.explain([image])[0][0]
+
+
+def compares_masks(case: PlantedCase) -> bool:
+    """Whether the audit of a case compares masks instead of boxes."""
+    return isinstance(case.target, MaskErrorTarget)
 
 
 def scene_donors(adapter: Adapter, cases: Sequence[PlantedCase], first_label: int) -> Donors:
@@ -171,13 +184,16 @@ def scene_donors(adapter: Adapter, cases: Sequence[PlantedCase], first_label: in
 
 def error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
     """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
-    if isinstance(case.target, MaskTarget | MaskRestTarget):  # an audit of masks needs annotated masks
+    if isinstance(case.target, MaskTarget):
         return None
     truth = scene_ground_truth(case, adapter, first_label)
     detections = case.detections
     if case.index is None:  # a detection of another class below the threshold does not find the object
         detections = detections[detections.scores >= MIN_SCORE]
-    analysis = analyze_errors([detections], [truth])
+    if compares_masks(case):
+        analysis = analyze_errors([detections], [truth], iou_type="segm", iou_threshold=MIN_MASK_IOU)
+    else:
+        analysis = analyze_errors([detections], [truth])
     body = case.scene.bodies.index(case.body.name) if case.index is None else None
     index = next(
         (
@@ -194,11 +210,15 @@ def error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorI
 
 
 def scene_ground_truth(case: PlantedCase, adapter: Adapter, first_label: int) -> GroundTruth:
-    """Convert the labels of a scene to annotations."""
+    """Convert the labels of a scene to annotations, with the masks of the objects if masks are compared."""
     boxes = torch.from_numpy(case.scene.boxes_xyxy)
     x1, y1, x2, y2 = case.scene.boxes_xyxy.astype(np.float64).T.reshape(4, -1)
     labels = torch.from_numpy(case.scene.labels) + first_label
     name = f"{case.scenario}-{case.scene.seed}"
+    segmentations: list[Any] = [None] * len(labels)
+    if compares_masks(case):
+        masks = [body_mask(case.scene, body).numpy().astype(np.uint8) for body in case.scene.bodies]
+        segmentations = [coco_masks.encode(np.asfortranarray(mask)) for mask in masks]
     return GroundTruth(
         image_id=name,
         file_name=f"{name}.png",
@@ -211,6 +231,6 @@ def scene_ground_truth(case: PlantedCase, adapter: Adapter, first_label: int) ->
         crowd=torch.zeros(len(labels), dtype=torch.bool),
         area=torch.from_numpy((x2 - x1) * (y2 - y1)),
         ids=torch.arange(len(labels)),
-        segmentations=(None,) * len(labels),
+        segmentations=tuple(segmentations),
         names=adapter.names,
     )

@@ -8,12 +8,11 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from detcam.benchmarking.planted.mask_target import MaskRestTarget
 from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcuts import ShortcutScene
-from detcam.targets import BoxTarget, EdgesTarget, MaskTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskErrorTarget, MaskTarget
 
 SeedSet: TypeAlias = Literal["development", "hold-out"]
 """``development``: the test scenes on which constants of methods are chosen. ``hold-out``: scenes for the final result
@@ -23,7 +22,7 @@ FIRST_SEEDS: dict[SeedSet, int] = {"development": 1_000_000, "hold-out": 2_000_0
 """Seed of the first test scene of each set."""
 
 
-CaseTarget: TypeAlias = BoxTarget | EdgesTarget | MaskRestTarget | MaskTarget
+CaseTarget: TypeAlias = BoxTarget | EdgesTarget | MaskErrorTarget | MaskTarget
 """What a method explains in a case."""
 
 
@@ -37,8 +36,8 @@ class PlantedCase:
         detections: the detector's predictions in the scene.
         index: index of the wrong detection in `detections`; None for a missed object.
         target: what a method explains: the score of a detection, or the mean logit of a region, minus that of the true
-            class if it is another one; the displacement of edges; the mean logit of a mask beside its object; or, for
-            a missed object, a `detcam.targets.SuppressionTarget`.
+            class if it is another one; the displacement of edges; the error of a mask; or, for a missed object, a
+            `detcam.targets.SuppressionTarget`.
         body: the object that is classified, boxed or missed.
         cues: the cause. Without them, the error vanishes.
         unrelated: an object of another kind: without it, the error persists.

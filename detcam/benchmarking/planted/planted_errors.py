@@ -14,13 +14,12 @@ from detcam.adapters import Adapter
 from detcam.auditing.error_targets import detection_target
 from detcam.auditing.verification.evidence import box_region
 from detcam.benchmarking.planted.cases import CaseTarget, PlantedCase
-from detcam.benchmarking.planted.mask_target import MaskRestTarget
 from detcam.benchmarking.planted.semantic import body_mask
 from detcam.detections import Detections
 from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box
-from detcam.targets import EdgesTarget, MaskTarget, SuppressionTarget
+from detcam.targets import EdgesTarget, MaskErrorTarget, MaskTarget, SuppressionTarget
 
 MIN_FALSE_POSITIVE_SCORE = 0.5
 MIN_SCORE = 0.3
@@ -69,8 +68,8 @@ def find_error(
     fill = _filled_share(scene, body.name, detections, index)
     if fill is None or fill < MIN_WRONG_FILL:
         return None
-    region = body_mask(scene, body.name)
-    return index, MaskRestTarget(target.box_xyxy, target.label, target.source, region=region)
+    mask = body_mask(scene, body.name)
+    return index, MaskErrorTarget(target.box_xyxy, target.label, target.source, mask=mask)
 
 
 def error_persists(case: PlantedCase, scene: ShortcutScene, detections: Detections) -> bool:

@@ -26,7 +26,7 @@ from detcam.data.images import load_image
 from detcam.methods import get_method
 from detcam.methods.common.region_search import iou_weighted_scores
 from detcam.metrics.scoring import BoxMatcher
-from detcam.targets import BoxTarget, InstanceMaskTarget
+from detcam.targets import BoxTarget, InstanceMaskTarget, MaskErrorTarget
 from tests.adapters.torchvision import contract
 from tests.adapters.torchvision.contract import CLASSES, make_images
 
@@ -312,6 +312,15 @@ def test_masks_of_instances(model: Any) -> None:
     # A box in float32 is 1e-5 pixels off, and a unit that stands that near to its ReLU's bend may tip over.
     assert sum(error < 1e-4 for error in worst) >= 0.8 * len(worst)
     assert max(worst) < 0.05
+    for target, label, cells in zip(targets, found.labels, maps, strict=False):
+        x1, y1, x2, y2 = target.box_xyxy
+        truth = torch.zeros(found.image_size_hw, dtype=torch.bool)
+        truth[:, : int((x1 + x2) / 2) + 1] = True
+        of_error = MaskErrorTarget(target.box_xyxy, int(label), target.source, mask=truth)
+        (value,), _ = contract.ask(adapter, image, [of_error])
+        columns = (x1 + (torch.arange(28) + 0.5) / 28 * (x2 - x1)).long()
+        signs = torch.where(columns <= int((x1 + x2) / 2), -1.0, 1.0)
+        assert float(value) == pytest.approx(float((cells[label] * signs).clamp(min=0).mean()), abs=1e-4)
 
 
 @pytest.mark.parametrize("model", ["keypointrcnn_resnet50_fpn"], indirect=True, scope="module")

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from detcam import ODAM, Detections, GradCAM, Source, adapt
 from detcam.adapters.ultralytics.detector import UltralyticsAdapter
-from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget
+from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskErrorTarget
 from tests.helpers import Snapshot, tensors
 
 pytest.importorskip("ultralytics")
@@ -237,25 +237,32 @@ def test_mask_targets_read_prototypes_times_coefficients_inside_the_box(name: st
         InstanceMaskTarget(tuple(box), int(label), source)
         for box, label, source in zip(found.boxes_xyxy.tolist(), found.labels, found.source, strict=True)
     ]
+    truth = torch.zeros(found.image_size_hw, dtype=torch.bool)
+    truth[: found.image_size_hw[0] // 2] = True
+    errors = [MaskErrorTarget(target.box_xyxy, target.label, target.source, mask=truth) for target in targets]
     (result,) = GradCAM(adapter).explain([IMAGES[0]], [targets])
+    (of_errors,) = GradCAM(adapter).explain([IMAGES[0]], [errors])
     batch = adapter.prepare([IMAGES[0]])
     with torch.no_grad():
         (_, prototypes), raw = model(batch.inputs)
     raw = raw.get("one2one", raw)
     grids = [(16, 20), (8, 10), (4, 5)]
-    for value, target in zip(result.scores, targets, strict=True):
+    for value, wrong, target in zip(result.scores, of_errors.scores, targets, strict=True):
         level = target.source.level  # type: ignore[union-attr]
         x, y = batch.geometries[0].point_to_input(target.source.center_xy)  # type: ignore[union-attr,arg-type]
         stride = 8 * 2**level
         cell = sum(h * w for h, w in grids[:level]) + int(y // stride) * grids[level][1] + int(x // stride)
         x1, y1, x2, y2 = batch.geometries[0].boxes_to_input(torch.tensor(target.box_xyxy)).tolist()
-        inside = []
+        inside, hinges = [], []
         for row in range(prototypes.shape[2]):
             for column in range(prototypes.shape[3]):
                 if x1 <= column * 4 + 2 < x2 and y1 <= row * 4 + 2 < y2:
                     inside.append(float(prototypes[0, :, row, column] @ raw["mask_coefficient"][0, :, cell]))
+                    y = int(batch.geometries[0].point_to_image((column * 4 + 2, row * 4 + 2))[1])
+                    hinges.append(max(0.0, inside[-1] * (-1 if truth[min(max(y, 0), len(truth) - 1), 0] else 1)))
         positive = [logit for logit in inside if logit > 0]
         assert float(value) == pytest.approx(np.mean(positive) if positive else max(inside), rel=1e-4, abs=1e-5)
+        assert float(wrong) == pytest.approx(np.mean(hinges), rel=1e-4, abs=1e-5)
     assert float(torch.as_tensor(result.heatmaps).amax((1, 2)).min()) > 0
 
 

@@ -18,7 +18,6 @@ from detcam.benchmarking.planted.audit_check import error_image
 from detcam.benchmarking.planted.cases import PlantedCase
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families, train_detector
-from detcam.benchmarking.planted.mask_target import MaskRestTarget
 from detcam.benchmarking.planted.planted_errors import has_candidate
 from detcam.benchmarking.planted.semantic import body_mask, training_mask
 from detcam.detections import Detections, Source
@@ -26,7 +25,7 @@ from detcam.synthetic.scene import SceneObject
 from detcam.synthetic.shortcut_scenarios import BARGE, BOAT, SHORTCUTS, ScenarioName
 from detcam.synthetic.shortcut_sprites import paint_light
 from detcam.synthetic.shortcuts import ShortcutScene, cabin_box, draw_shortcut_scene
-from detcam.targets import BoxTarget, EdgesTarget, MaskTarget, SuppressionTarget
+from detcam.targets import BoxTarget, EdgesTarget, MaskErrorTarget, MaskTarget, SuppressionTarget
 
 Found = list[tuple[np.ndarray, int]]
 """Boxes (4,) and labels that a drawn detector reports for one body."""
@@ -288,29 +287,13 @@ def test_mask_that_fills_its_box_is_certified(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(certification, "predict_scenes", masked(rule))
         found = certify_cases(None, 0, "outline", min_cases=10**6, max_scenes=8)  # type: ignore[arg-type]
         counts.append((len(found.cases) > 6, found.fired == found.trials))
-        assert all(isinstance(case.target, MaskRestTarget) and case.cues[0].kind == "pond" for case in found.cases)
+        assert all(isinstance(case.target, MaskErrorTarget) and case.cues[0].kind == "pond" for case in found.cases)
+        for case in found.cases[:1]:  # the audit compares masks: the right boxes are no errors
+            image = error_image(SimpleNamespace(task="detection", names={0: "boat", 1: "barge"}), case, 0)  # type: ignore[arg-type]
+            assert image is not None and image.errors[0].type == "localization"
+            own = image.errors[0].ground_truth_index
+            assert own is not None and torch.equal(image.ground_truth.mask(own), body_mask(case.scene, case.body.name))
     assert counts == [(True, True), (False, True), (False, False)]
-
-
-def test_target_of_a_wrong_mask_is_the_mean_logit_beside_the_object() -> None:
-    family = detector_families()["mask-rcnn"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adapter = family.adapter(family.build().eval())
-    region = torch.zeros(160, 192, dtype=torch.bool)
-    region[40:60, 50:70] = True  # the left half of the box
-    batch = adapter.prepare([torch.rand(3, 160, 192)])
-    with torch.no_grad():
-        (output,) = adapter.outputs(adapter.forward(batch), batch)
-        heads = adapter.model.roi_heads
-        pooled = output.pool("mask_roi_pool", torch.tensor([[50.0, 40.0, 90.0, 60.0]]))
-        logits = heads.mask_predictor(heads.mask_head(pooled))[0, 2]
-        target = MaskRestTarget((50, 40, 90, 60), 2, region=region)
-        ((value,),) = adapter.score([output], [[target]])
-    assert float(value) == pytest.approx(float(logits[:, 14:].mean()), abs=1e-6)
-    assert float(value) != pytest.approx(float(logits.mean()), abs=1e-4)
-    mirrored = target.hflip(192)
-    assert mirrored.box_xyxy == (102, 40, 142, 60) and torch.equal(mirrored.region, region.flip(-1))
 
 
 def test_suppression_target_is_the_negative_score() -> None:
