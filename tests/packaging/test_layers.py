@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.tree import REPOSITORY, modules
+from tests.packaging.tree import REPOSITORY, modules, parsed
 
 LAYERS = (
     ("utils",),
@@ -36,7 +36,7 @@ MAX_PACKAGES = 15
 
 def imports(name: str, file: Path, known: dict[str, Path]) -> Iterator[tuple[str, int]]:
     """The package's modules that a module imports at run time, lazily or not, with the line of each import."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = parsed(file)
     for_types = {
         id(inner)
         for node in ast.walk(tree)
@@ -102,7 +102,7 @@ def test_names_of_modules_in_strings_keep_the_order() -> None:
         f"{module}:{node.lineno} names {node.value}"
         for module, file in modules().items()
         if room(module) not in ("", "__main__")
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(file))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and re.fullmatch(r"detcam(\.\w+)+(:\w+)?", node.value)
@@ -142,7 +142,7 @@ def test_only_the_command_line_imports_typer() -> None:
         name
         for name, file in modules().items()
         if room(name) != "cli"
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(file))
         if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("typer", "click"))
         or (isinstance(node, ast.Import) and any(a.name.split(".")[0] in ("typer", "click") for a in node.names))
     ]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.packaging.tree import parsed
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "messages.md").read_text(encoding="utf-8")
 QUOTED = [fragment for fragment in re.findall(r"^\| `([^`]+)` \|", PAGE, flags=re.M) if " " in fragment]
@@ -20,7 +22,7 @@ def texts() -> str:
     parts: list[str] = []
     for folder in ("detcam", "adapters", "targets"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     parts.append(node.value)
     return "\n".join(parts)

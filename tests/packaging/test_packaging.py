@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.tree import FOLDERS, REPOSITORY, modules
+from tests.packaging.tree import FOLDERS, REPOSITORY, modules, parsed
 
 OPTIONAL = (
     *(
@@ -142,7 +142,7 @@ print(*imported)
 
 def imported_names(file: Path) -> Iterator[str]:
     """The top-level name of everything a file imports, by statement or by a call with a constant name."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

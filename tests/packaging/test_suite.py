@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests.packaging.tree import REPOSITORY, modules
+from tests.packaging.tree import REPOSITORY, modules, parsed
 
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
@@ -19,7 +19,7 @@ def private_names() -> set[str]:
     """The private functions, classes, constants and attributes of the package."""
     found = set()
     for file in modules().values():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 found.add(node.name)
             elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
@@ -41,7 +41,7 @@ def test_no_test_module_is_imported() -> None:
     wrong = [
         f"{file}: {node.module}"
         for file in TESTS
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(file))
         if isinstance(node, ast.ImportFrom)
         and any(part.startswith("test_") for part in [*(node.module or "").split("."), *(a.name for a in node.names)])
     ]
@@ -51,7 +51,7 @@ def test_no_test_module_is_imported() -> None:
 def test_no_private_name_of_the_package_is_used() -> None:
     names, wrong = private_names(), []
     for file in TESTS:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(file)):
             used: list[str] = []
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("detcam", "tests"):
                 used = [alias.name for alias in node.names if private(alias.name)]

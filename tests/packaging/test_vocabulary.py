@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.tree import REPOSITORY, modules
+from tests.packaging.tree import REPOSITORY, modules, parsed
 
 AVOIDED = frozenset(
     [
@@ -59,7 +59,7 @@ def identifiers(tree: ast.Module) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def trees() -> dict[str, ast.Module]:
-    return {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in modules().items()}
+    return {name: parsed(file) for name, file in modules().items()}
 
 
 def test_one_name_for_one_thing(trees: dict[str, ast.Module]) -> None:
