@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,11 @@ def read_decoded(decoded: Any, raw: Any, count: int) -> Decoded:
 
 
 def _check_scores(scores: Tensor, raw: Any) -> None:
-    if bool(scores.isnan().any()):
+    values = scores.detach()
+    low, high = (float(values.amin()), float(values.amax())) if values.numel() else (0.0, 1.0)
+    if math.isnan(low):  # as NaN anywhere makes the minimum
         raise ValueError("the class scores that decode returns are NaN; check the network's weights and its input")
-    if not bool(((scores >= 0) & (scores <= 1)).all()):
+    if low < 0 or high > 1:
         raise ValueError("expected class scores in [0, 1]; apply sigmoid or softmax in decode")
     detached = torch.is_grad_enabled() and scores.numel() and not scores.requires_grad
     if detached and any(tensor.requires_grad for tensor in flatten_tensors(raw)):

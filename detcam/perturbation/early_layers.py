@@ -162,14 +162,21 @@ class EarlyLayers:
             batch: the K images.
             originals: for each, the unperturbed image, of the same size.
         """
+        return self._features(batch, originals, self._windows(batch, originals))
+
+    def _windows(self, batch: Batch, originals: Sequence[OriginalPass]) -> dict[int, CellWindow]:
+        """The windows that images need, by row; images without changes have none."""
+        height, width = originals[0].features.shape[-2:]
+        pairs = zip(batch.inputs, originals, strict=True)
+        found = {
+            row: self._needed(image, original.inputs[0], height, width) for row, (image, original) in enumerate(pairs)
+        }
+        return {row: window for row, window in found.items() if window is not None}
+
+    def _features(self, batch: Batch, originals: Sequence[OriginalPass], needed: Mapping[int, CellWindow]) -> Tensor:
         memory_format = _memory_format(originals[0].features)
         found = torch.cat([original.features for original in originals]).contiguous(memory_format=memory_format)
         height, width = found.shape[-2:]
-        needed = {}
-        for row, (image, original) in enumerate(zip(batch.inputs, originals, strict=True)):
-            window = self._needed(image, original.inputs[0], height, width)
-            if window is not None:
-                needed[row] = window
         for rows, size in _of_like_size(needed, height, width):
             windows = {row: _moved(needed[row], size, height, width) for row in rows}
             crops = {row: _crop(batch.inputs[row], window, self.layer.stride) for row, window in windows.items()}
@@ -184,8 +191,16 @@ class EarlyLayers:
 
     @contextmanager
     def replaying(self, batch: Batch, originals: Sequence[OriginalPass]) -> Iterator[None]:
-        """Passes of perturbed images inside the context start behind the layer; arguments as in `features`."""
-        features = self.features(batch, originals)
+        """Passes of perturbed images inside the context start behind the layer; arguments as in `features`.
+
+        They are whole passes if all images change so much that the early layers run on whole images.
+        """
+        needed = self._windows(batch, originals)
+        cells = originals[0].features[0, 0].numel()
+        if len(needed) == len(batch.inputs) and all(_is_large(window, cells) for window in needed.values()):
+            yield
+            return
+        features = self._features(batch, originals, needed)
         with originals[0].recorder.replay(features, len(features)):
             yield
 
@@ -373,7 +388,7 @@ def _of_like_size(needed: Mapping[int, CellWindow], height: int, width: int) -> 
     for row, (top, bottom, left, right) in sorted(needed.items(), key=lambda item: _area(item[1])):
         area = _area(needed[row])
         size = bottom - top, right - left
-        if area > MAX_WINDOW_FRACTION * height * width:
+        if _is_large(needed[row], height * width):
             area, size = height * width, (height, width)
         if groups:
             rows, others, total = groups[-1]
@@ -383,6 +398,11 @@ def _of_like_size(needed: Mapping[int, CellWindow], height: int, width: int) -> 
                 continue
         groups.append(([row], size, area))
     return [(rows, size) for rows, size, _ in groups]
+
+
+def _is_large(window: CellWindow, cells: int) -> bool:
+    """Whether a window is the whole image instead, of so many cells."""
+    return _area(window) > MAX_WINDOW_FRACTION * cells
 
 
 def _area(window: CellWindow) -> int:

@@ -43,6 +43,7 @@ class ReplayRecorder:
         self._runs = 0
         self._is_downstream = False
         self._is_forgotten = False
+        self._forgotten_outputs: dict[int, dict[nn.Module, list[Any]]] = {}
 
     @property
     def downstream_fraction(self) -> float:
@@ -124,6 +125,29 @@ class ReplayRecorder:
             clone: if True, the stored outputs of other modules are cloned for each variant; else the variants share
                 memory, and torch refuses in-place operations on it.
         """
+        outputs = self._repeated(count, clone=clone)
+        forwards = {module: module.__dict__.get("forward") for module in outputs}
+
+        def restore() -> None:
+            for module, forward in forwards.items():
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = forward
+
+        try:
+            for module, stored in outputs.items():
+                own = [*stored, output] if module is self.layer else stored
+                # As an assignment, without the checks of nn.Module in every pass.
+                module.__dict__["forward"] = _replayed_forward(own, module.forward)
+            yield
+        finally:
+            complete(restore)
+
+    def _repeated(self, count: int, *, clone: bool) -> dict[nn.Module, list[Any]]:
+        """The outputs of each module for `count` variants; those that are forgotten are made once."""
+        if count in self._forgotten_outputs:
+            return self._forgotten_outputs[count]
 
         def repeat(tensor: Tensor) -> Tensor:
             if not tensor.ndim or len(tensor) != 1:
@@ -131,24 +155,12 @@ class ReplayRecorder:
             shared = tensor.expand(count, *tensor.shape[1:])
             return shared.clone() if (clone or count == 1) and not self._is_forgotten else shared
 
-        forwards = {module: module.__dict__.get("forward") for module, _ in self._stored}
-
-        def restore() -> None:
-            for module, forward in forwards.items():
-                if forward is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.forward = forward
-
-        try:
-            for module in forwards:
-                outputs = [map_tensors(value, repeat) for owner, value in self._stored[:-1] if owner is module]
-                if module is self.layer:
-                    outputs.append(output)
-                module.forward = _replayed_forward(outputs, module.forward)
-            yield
-        finally:
-            complete(restore)
+        outputs: dict[nn.Module, list[Any]] = {module: [] for module, _ in self._stored}
+        for module, value in self._stored[:-1]:
+            outputs[module].append(map_tensors(value, repeat))
+        if self._is_forgotten:
+            self._forgotten_outputs[count] = outputs
+        return outputs
 
 
 def _replayed_forward(outputs: list[Any], forward: Callable[..., Any]) -> Callable[..., Any]:

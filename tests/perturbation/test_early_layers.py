@@ -123,6 +123,20 @@ def test_versions_of_two_images_share_a_pass() -> None:
         assert torch.allclose(together, torch.cat([first.score(versions[0]), second.score(versions[1])]), atol=1e-5)
 
 
+def test_images_that_change_everywhere_run_whole() -> None:
+    model, image = Network(), random_image(128, 160)
+    versions = image.flip(-1).repeat(2, 1, 1, 1)
+    versions[1] += 1
+    with scorer_of(model, image) as scorer:
+        whole = scorer.score(versions)
+        early = scorer.find_early_layers()
+        assert early is not None
+        scorer.score(perturbed(image)[1:2])  # the unperturbed image passes through them once
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(early, "until_layer", lambda batch: pytest.fail("the early layers ran apart"))
+            assert torch.equal(scorer.score(versions), whole)
+
+
 def test_halo_that_is_too_small_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = Network(), random_image(128, 160)
     with scorer_of(model, image) as scorer:
