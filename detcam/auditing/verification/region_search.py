@@ -148,6 +148,15 @@ class RegionSearch:
         effects = {index: min(map(_effect, each.trials)) for (index, size), each in self.tried.items() if size == level}
         return sorted(range(len(self.maps)), key=lambda index: -effects.get(index, -1.0))
 
+    def first_regions(self) -> list[Tensor]:
+        """The regions of the maps at the first size, without empty ones and duplicates."""
+        found: list[Tensor] = []
+        for index in range(len(self.maps)):
+            region = self._region((index, self._level))
+            if bool(region.any()) and not any(is_same(region, other) for other in found):
+                found.append(region)
+        return found
+
     def strongest_attempt(self) -> TriedRegion | None:
         """The tried region that costs the most score; None if the maps are empty."""
         return min(self.tried.values(), key=lambda each: each.score, default=None)

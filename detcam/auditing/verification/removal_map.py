@@ -84,6 +84,12 @@ def removal_map(
     return heatmap
 
 
+def quarters_outside(segments: Tensor, box: Tensor) -> list[Tensor]:
+    """The first groups of `removal_map` if nothing in the box is removed: regions (h, w) bool that cover the rest."""
+    cells = _cells(segments, box)
+    return [group[cells.labels] for group in _first_groups(cells, box, keeps_box=True)]
+
+
 def _cells(segments: Tensor, box: Tensor) -> _Cells:
     """Cut segments by the box, and by a grid of an eighth of the box's and the image's sides."""
     height, width = segments.shape

@@ -35,6 +35,7 @@ from detcam.auditing.verification.region_search import (
     try_region,
 )
 from detcam.auditing.verification.removal_map import removal_map
+from detcam.auditing.verification.second_boxes import may_lie_outside
 from detcam.auditing.verification.surroundings import (
     SURROUNDINGS,
     SURROUNDINGS_FILLS,
@@ -138,7 +139,10 @@ class Verifier:
                 return best
             hypothesis = hypothesis.without_confusion()
         if hypothesis.is_second:
-            best = yield from self._verify_proposals(hypothesis.outside())
+            outside = hypothesis.outside()
+            strongest = self._search(outside, outside.proposals.maps).first_regions()
+            if (yield from may_lie_outside(outside, strongest, self.fill_count)):
+                best = yield from self._verify_proposals(outside)
             if best is not None and _is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_outside()
@@ -150,6 +154,10 @@ class Verifier:
         best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps)
+        if hypothesis.is_outside and not (
+            yield from may_lie_outside(hypothesis, search.first_regions(), self.fill_count)
+        ):
+            return None
         found = yield from search.next_region()
         further: list[TriedRegion] | None = None
         if probes is not None:

@@ -15,10 +15,16 @@ import detcam
 from detcam.adapters import detector
 from detcam.auditing import AuditCase
 from detcam.auditing.case import Outcome, Trial
+from detcam.auditing.verification.hypothesis import Hypothesis
+from detcam.auditing.verification.interventions import Removal
 from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.proposals import Proposals
+from detcam.auditing.verification.region_probes import RegionProbes
+from detcam.auditing.verification.second_boxes import may_lie_outside
 from detcam.auditing.verification.verdict import decide_verdict
 from detcam.targets import BoxTarget
 from tests.auditing.fixed_output import BOX, FAR, FixedOutput
+from tests.auditing.verification.driven import answered, disc
 
 FIRST = (12.0, 0.0, 22.0, 10.0)
 """Box of the correct detection."""
@@ -114,3 +120,67 @@ def test_a_part_of_the_object_is_weak_evidence_for_its_second_box(tmp_path: Path
 def test_a_part_that_both_boxes_need_is_no_evidence(tmp_path: Path) -> None:
     case = audit_second(tmp_path, needs_buoy=False, first_needs_cabin=True)
     assert not case.confirmed and "the correct detection of the object ends with it" in case.reason
+
+
+LEFT, RIGHT, HIGHLIGHTED = disc(20, 10), disc(80, 90), disc(85, 20, 4)
+"""Possible causes in different quarters of what lies outside the object, and a region that a map highlights."""
+
+
+@pytest.mark.parametrize(
+    ("causes", "needed", "score", "outcome", "may_end"),
+    [
+        ([], 1, 0.9, "unchanged", False),
+        ([LEFT], 1, 0.1, "vanished", True),
+        ([LEFT], 1, 0.1, "object lost", True),  # the quarter holds more than the cause
+        ([LEFT], 1, 0.4, "unchanged", True),  # it costs more than half of the score
+        ([LEFT], 1, 0.6, "unchanged", False),
+        ([LEFT, RIGHT], 2, 0.1, "vanished", True),  # they replace one another, and maps highlight both
+    ],
+)
+def test_causes_outside_are_searched_where_there_may_be_some(
+    causes: list[Tensor], needed: int, score: float, outcome: Outcome, may_end: bool
+) -> None:
+    box = disc(50, 50, 15)
+    probes = RegionProbes(torch.zeros(1, 100, 100), torch.stack([LEFT, RIGHT]), torch.zeros(100, 100))
+    hypothesis = Hypothesis(
+        "case",
+        PersistenceCriterion(BoxTarget(BOX, 0), 0.3, True, torch.zeros(0, 4)),
+        0.9,
+        Proposals([], probes),
+        box,
+        box,
+        lambda: (torch.arange(100)[:, None] // 7 * 20 + torch.arange(100)[None] // 7).long(),
+        is_outside=True,
+    )
+
+    def answer(request: Removal) -> Trial:
+        removed = sum(bool(request.region[cause].all()) for cause in causes)
+        is_changed = bool(causes) and removed >= needed
+        return Trial(request.intervention, str(request.fill), *((score, outcome) if is_changed else (0.9, "unchanged")))
+
+    found, asked = answered(may_lie_outside(hypothesis, [HIGHLIGHTED], 2), answer)
+    assert found == may_end
+    assert not any(bool((each.region & box).any()) for each in asked if each.intervention == "without part")
+    assert len(asked) < 10, "a fill that changes nothing ends it"
+    persists = {each.fill for each in asked} == {0}
+    assert persists == (not may_end)
+
+
+def test_a_region_that_ends_the_error_with_one_fill_only_is_no_reason_to_search_outside() -> None:
+    box = disc(50, 50, 15)
+    hypothesis = Hypothesis(
+        "case",
+        PersistenceCriterion(BoxTarget(BOX, 0), 0.3, True, torch.zeros(0, 4)),
+        0.9,
+        Proposals([]),
+        box,
+        box,
+        lambda: torch.zeros(100, 100, dtype=torch.long),
+        is_outside=True,
+    )
+
+    def answer(request: Removal) -> Trial:
+        ends = request.fill == 0
+        return Trial(request.intervention, str(request.fill), *((0.1, "vanished") if ends else (0.9, "unchanged")))
+
+    assert not answered(may_lie_outside(hypothesis, [HIGHLIGHTED], 2), answer)[0]
