@@ -28,9 +28,8 @@ from detcam.data.images import Bands, ImageLike, ImageReader, to_uint8
 from detcam.detections import Detections, LabelsLike, NamesLike, as_names
 from detcam.geometry import Geometry
 from detcam.layers import LayersLike, infer_reshape, input_channels, last_axis_channels
-from detcam.outputs import BaseTarget, DetectionTarget, DetectorOutput, ModelOutput
+from detcam.outputs import ModelOutput
 from detcam.outputs import Target as Target
-from detcam.targets import BoxTarget
 from detcam.trace import ReshapeTransform, Trace, guarded
 from detcam.utils.batching import batches, group_by, run_slices
 from detcam.utils.console import track
@@ -462,39 +461,3 @@ class Adapter(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, target_layers={self.layer_names})"
-
-
-class DetectorAdapter(Adapter, abstract=True):
-    """Base class of detector adapters. `outputs` returns `DetectorOutput` objects; the rest follows from these.
-
-    A subclass sets `family` and implements `supports`, `default_target_layers`, `prepare` and `outputs`.
-    """
-
-    task: ClassVar[Task] = "detection"
-
-    @abstractmethod
-    def outputs(self, raw: ModelOutput, batch: Batch) -> list[DetectorOutput]:
-        """Split the raw output by image: B entries, each the argument of a target."""
-
-    def detections(self, outputs: Sequence[DetectorOutput], batch: Batch) -> list[Detections]:
-        return [output.detections() for output in outputs]
-
-    def targets_of(self, detections: Detections) -> list[Target]:
-        return [
-            BoxTarget(tuple(box), int(label), source)
-            for box, label, source in zip(
-                detections.boxes_xyxy.tolist(), detections.labels.tolist(), detections.source, strict=True
-            )
-        ]
-
-    def score(self, outputs: Sequence[DetectorOutput], targets: Sequence[Sequence[Target]]) -> list[list[Tensor]]:
-        return [self._scores_of(output, row) for output, row in zip(outputs, targets, strict=True)]
-
-    def _scores_of(self, output: DetectorOutput, targets: Sequence[Target]) -> list[Tensor]:
-        """The scalars of one image's targets; box and mask targets share the head's work."""
-        for target in targets:
-            if isinstance(target, BaseTarget):
-                target.check(output.geometry.image_size_hw, self.names, output.classes)
-        boxes = {index: target for index, target in enumerate(targets) if isinstance(target, DetectionTarget)}
-        values = dict(zip(boxes, output.score(list(boxes.values())), strict=True)) if boxes else {}
-        return [values[i] if i in values else target(output) for i, target in enumerate(targets)]

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.black_box import BlackBox
 from detcam.adapters.contract import plain_module
 from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
 from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
+from detcam.adapters.detection import DetectorAdapter
 from detcam.data.images import as_float
 from detcam.geometry import Geometry
 from detcam.layers import probe_sizes

@@ -10,7 +10,7 @@ from detcam.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from detcam.adapters.base import Adapter as Adapter
-    from detcam.adapters.base import DetectorAdapter as DetectorAdapter
+    from detcam.adapters.detection import DetectorAdapter as DetectorAdapter
     from detcam.adapters.registry import adapt as adapt
     from detcam.adapters.registry import register_adapter as register_adapter
     from detcam.auditing.comparison.comparison import AuditComparison as AuditComparison
@@ -105,7 +105,7 @@ _MODULES = {
     "DeepFeatureFactorization": "detcam.factorization",
     "DetectionTarget": "detcam.outputs",
     "Detections": "detcam.detections",
-    "DetectorAdapter": "detcam.adapters.base",
+    "DetectorAdapter": "detcam.adapters.detection",
     "DetectorOutput": "detcam.outputs",
     "EmptyMapWarning": "detcam.diagnostics",
     "Explanation": "detcam.explanation.result",

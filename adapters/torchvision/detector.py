@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from detcam.adapters.base import Batch, DetectorAdapter
+from detcam.adapters.base import Batch
+from detcam.adapters.detection import DetectorAdapter
 from detcam.adapters.torchvision.sampling import sample_bilinear
 from detcam.data.images import MAX_FLOAT_PIXELS, as_float
 from detcam.geometry import Geometry

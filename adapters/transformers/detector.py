@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.contract import check_fractions
+from detcam.adapters.detection import DetectorAdapter
 from detcam.adapters.transformers.base import TransformersModel
 from detcam.adapters.transformers.layers import decoder_inputs, token_levels
 from detcam.adapters.transformers.model import has_head, model_type

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from detcam.adapters.base import Adapter, AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.base import Adapter, AdapterOptions, Batch
 from detcam.adapters.candidates import best_fit
 from detcam.adapters.contract import check_fractions
+from detcam.adapters.detection import DetectorAdapter
 from detcam.adapters.normalization import Normalization
 from detcam.adapters.segmentation import SegmentationAdapter
 from detcam.adapters.transformers.base import TransformersModel

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from detcam.adapters.base import AdapterOptions, Batch, DetectorAdapter
+from detcam.adapters.base import AdapterOptions, Batch
 from detcam.adapters.contract import check_fractions
+from detcam.adapters.detection import DetectorAdapter
 from detcam.adapters.ultralytics.architecture import check_architecture
 from detcam.adapters.ultralytics.letterbox import Letterbox, image_array
 from detcam.adapters.ultralytics.network import (

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detcam.adapters.base import Adapter, Batch, DetectorAdapter
+from detcam.adapters.base import Adapter, Batch
+from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.criteria import criterion_for

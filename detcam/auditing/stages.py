@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter
-from detcam.adapters.base import DetectorAdapter
+from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.analysis import ErrorAnalysis
 from detcam.auditing.case import AuditCase
 from detcam.auditing.conclusion import ExplainedError

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+MAX_LINE_LENGTH = 300
+
 
 def parse_value(text: str) -> Any:
     """Parse a number, ``none``, ``true``, ``false``, or a list of values with commas; other texts are returned as is.
@@ -26,5 +28,6 @@ def parse_value(text: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, of at most 300 characters."""
-    return str(error).strip().split("\n")[0][:300]
+    """Return the first line of an error's message; of a long one, whole words of `MAX_LINE_LENGTH` characters."""
+    line = str(error).strip().split("\n")[0]
+    return line if len(line) <= MAX_LINE_LENGTH else f"{line[:MAX_LINE_LENGTH].rsplit(' ', 1)[0]} ..."

@@ -13,7 +13,8 @@ import torch
 from pycocotools import mask as coco_masks
 from torch import Tensor, nn
 
-from detcam.adapters.base import Batch, DetectorAdapter
+from detcam.adapters.base import Batch
+from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detcam.adapters.base import Adapter, DetectorAdapter
+from detcam.adapters.base import Adapter
+from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.conformal import MIN_CORRECT, typicality
 from detcam.detections import Detections
 from detcam.perturbation.fills import RingFill, SurroundingsFill

@@ -17,7 +17,7 @@ from torchvision.models import detection
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from detcam import GradCAM, adapt
-from detcam.adapters.base import DetectorAdapter
+from detcam.adapters.detection import DetectorAdapter
 from detcam.detections import Detections
 from detcam.targets import BoxTarget
 from detcam.targets.box import Quantity
