@@ -28,6 +28,7 @@ from detcam.adapters.output_heads import (
 )
 from detcam.adapters.probed_normalization import probed_normalization
 from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
+from detcam.data.images import as_float
 from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
 from detcam.geometry import Geometry
 from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes, takes_sequences
@@ -55,6 +56,7 @@ class FixedSizeAdapter(Adapter, abstract=True):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    takes_bytes = True
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class FixedSizeAdapter(Adapter, abstract=True):
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.mean, self.std))
         resized = [
-            F.interpolate(image[None].to(self.device), self.image_size, mode="bilinear", antialias=True)
+            F.interpolate(as_float(image)[None].to(self.device), self.image_size, mode="bilinear", antialias=True)
             for image in images
         ]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]

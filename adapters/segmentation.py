@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from detcam.adapters.base import Adapter, AdapterOptions, Batch, Target, Task
 from detcam.adapters.normalization import IMAGENET, Normalization, fit_normalization
 from detcam.adapters.output_heads import OutputHead
+from detcam.data.images import as_float
 from detcam.detections import Detections
 from detcam.geometry import Geometry
 from detcam.layers import input_channels
@@ -52,6 +53,7 @@ class SegmentationAdapter(Adapter, abstract=True):
     """
 
     task: ClassVar[Task] = "segmentation"
+    takes_bytes = True
     multiple: int = 1
     output_head: OutputHead = OutputHead()
     mean: tuple[float, ...]
@@ -115,7 +117,7 @@ class SegmentationAdapter(Adapter, abstract=True):
         inputs, geometries = [], []
         for image, size in zip(images, sizes, strict=True):
             height, width = target = self.resized(size)
-            image = image.to(self.device)
+            image = as_float(image).to(self.device)
             if target != size:
                 image = F.interpolate(image[None], target, mode="bilinear", antialias=True)[0]
             inputs.append(F.pad((image - mean) / std, (0, canvas[1] - width, 0, canvas[0] - height)))

@@ -20,6 +20,7 @@ from detcam.adapters.ultralytics.network import (
     is_ultralytics,
     network_input_size,
 )
+from detcam.data.images import as_float
 from detcam.detections import as_names
 from detcam.geometry import Geometry
 from detcam.layers import input_channels
@@ -38,6 +39,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     """
 
     family = "ultralytics classification"
+    takes_bytes = True
     fixed_options = frozenset({"mean", "std", "output", "output_key", "decode"})
 
     def __init__(
@@ -78,10 +80,10 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     def prepare(self, images: Sequence[Tensor]) -> Batch:
         if self.channels != 3:  # the same steps on tensors, without the normalization of RGB
             resize, crop = self.transforms.transforms[:2]
-            inputs = torch.stack([crop(resize(image)) for image in images])
+            inputs = torch.stack([crop(resize(as_float(image))) for image in images])
             sizes = [(image.shape[-2], image.shape[-1]) for image in images]
             return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))
-        arrays = [(image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
+        arrays = [(as_float(image).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
         inputs = torch.stack([self.transforms(Image.fromarray(array)) for array in arrays])
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return Batch(inputs.to(self.device, self.dtype), tuple(self._geometry(size) for size in sizes))

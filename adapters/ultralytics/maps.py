@@ -35,6 +35,7 @@ class UltralyticsMaps(SegmentationAdapter, abstract=True):
     """
 
     fixed_options = frozenset({"mean", "std", "multilabel"})
+    takes_bytes = True
 
     def __init__(
         self, model: object, *, image_size: int | tuple[int, int] | None = None, **options: Unpack[AdapterOptions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import detcam
 from detcam import RefineCAM, rendering
+from detcam.adapters import Batch
+from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.torchvision import detector, sampling
 from detcam.data import decoding, images
 from detcam.explanation import reduction, writer
@@ -23,7 +26,7 @@ from detcam.explanation.writer import read_heatmap, read_index
 from detcam.geometry import Geometry
 from detcam.rendering import DeferredHeatmaps, RawMaps
 from detcam.targets import BoxTarget
-from detcam.testing import tiny_detector
+from detcam.testing import tiny_classifier, tiny_detector
 from detcam.visualize.overlay import overlay_heatmap
 from tests import zoo
 
@@ -135,7 +138,7 @@ def photograph(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in ("faster_rcnn", "ssdlite", "yolo", "own_detector", "hf_detr")),
+        *((name, {}) for name in ("faster_rcnn", "ssdlite", "yolo", "own_detector", "hf_detr", "classifier", "lraspp")),
         *((name, {"aug_smooth": True}) for name in ("faster_rcnn", "yolo")),
         ("own_detector", {"method": "sobel"}),
     ],
@@ -156,6 +159,21 @@ def test_images_kept_in_bytes_give_the_same_maps(
     np.testing.assert_array_equal(found.image, expected.image)
     (detections,) = adapter.predict([photograph])
     assert batches[-1][0].dtype == torch.uint8 and detections.image_size_hw == (157, 211)
+
+
+def test_a_prepare_of_ones_own_gets_floats(photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[torch.dtype] = []
+
+    class Own(ClassificationAdapter):
+        family = "own classifier"
+
+        def prepare(self, images: Sequence[Tensor]) -> Batch:
+            kinds.extend(image.dtype for image in images)
+            return super().prepare(images)
+
+    monkeypatch.setattr(images, "MAX_FLOAT_PIXELS", 157 * 211 - 1)
+    Own(tiny_classifier().model, image_size=32).predict(photograph)
+    assert kinds == [torch.float32]
 
 
 @pytest.mark.parametrize("value_range", [None, (0, 63750)])
