@@ -9,9 +9,11 @@ from detcam.auditing.error_targets import detection_target, object_box
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.persistence import PersistenceCriterion
+from detcam.auditing.verification.region_persistence import RegionCriterion
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections
 from detcam.outputs import DetectorOutput
+from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import BoxTarget
 
 
@@ -19,30 +21,37 @@ def criterion_for(
     error: DetectionError,
     detections: Detections,
     ground_truth: GroundTruth,
-    output: DetectorOutput,
+    output: DetectorOutput | SegmenterOutput,
     detection: BoxTarget,
     score: float,
     *,
     score_threshold: float,
     iou_threshold: float,
     masks: bool,
-) -> PersistenceCriterion | MaskCriterion:
+    background: int | None = None,
+) -> PersistenceCriterion | MaskCriterion | RegionCriterion:
     """Choose the criterion for an error of a detection.
 
     Args:
         error: the error.
         detections: the detections of its image.
         ground_truth: the objects of its image.
-        output: the detector's output for the unperturbed image.
+        output: the model's output for the unperturbed image.
         detection: the detection.
         score: its score, in [0, 1].
         score_threshold: minimum score of a detection, in [0, 1].
         iou_threshold: minimum IoU of a true positive.
         masks: whether masks are compared instead of boxes.
+        background: class index of a semantic network's background; None if there is none.
 
     Returns:
-        Of a localization error of masks, whether the mask is still wrong; else whether the detection persists.
+        Of a semantic network, whether the region still has its class; of a localization error of masks, whether the
+        mask is still wrong; else whether the detection persists.
     """
+    if isinstance(output, SegmenterOutput):
+        if detections.masks is None or error.detection_index is None:
+            raise ValueError("expected regions with masks as detections of a semantic network")
+        return RegionCriterion(error.label, detections.masks[error.detection_index], score_threshold, background)
     index = error.ground_truth_index if error.type == "localization" else None
     if masks and index is not None:
         mask = ground_truth.mask(index)

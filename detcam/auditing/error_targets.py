@@ -17,7 +17,15 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
 from detcam.geometry import mask_to_box
 from detcam.outputs import DetectorOutput
-from detcam.targets import QUANTITIES, BoxTarget, EdgesTarget, MaskErrorTarget, SuppressionTarget, with_quantity
+from detcam.targets import (
+    QUANTITIES,
+    BoxTarget,
+    EdgesTarget,
+    MaskErrorTarget,
+    MaskTarget,
+    SuppressionTarget,
+    with_quantity,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ def question_for(
         return ErrorQuestion(f"what suppresses the missed {name}?", (missed,), None)
     target = detection_target(detections, error.detection_index)
     if error.ground_truth_index is None or error.type == "background":
-        return ErrorQuestion(f"why a {name} here?", (with_quantity(target, quantity),), target)
+        shown = _region_target(detections, error.detection_index) or with_quantity(target, quantity)
+        return ErrorQuestion(f"why a {name} here?", (shown,), target)
     true_label = int(ground_truth.labels[error.ground_truth_index])
     true_name = class_name(names, true_label)
     is_known = true_label < FIRST_UNKNOWN_LABEL
@@ -99,7 +108,7 @@ def question_for(
     contrast = BoxTarget(target.box_xyxy, target.label, target.source, against=against)
     why = f"why {name} rather than {true_name}?" if is_known else f"why a {name} here, on a {true_name}?"
     if error.type == "classification":
-        return ErrorQuestion(why, (contrast,), target)
+        return ErrorQuestion(why, (_region_target(detections, error.detection_index, against) or contrast,), target)
     object_xyxy = object_box(ground_truth, error.ground_truth_index)
     if error.type == "localization" and masks:
         mask = ground_truth.mask(error.ground_truth_index)
@@ -123,6 +132,13 @@ def question_for(
         target,
         first,
     )
+
+
+def _region_target(detections: Detections, index: int, against: int | None = None) -> MaskTarget | None:
+    """The target of a region of a semantic network; None for a detection of another model."""
+    if detections.source[index].kind != "region" or detections.masks is None:
+        return None
+    return MaskTarget(int(detections.labels[index]), detections.masks[index], against)
 
 
 def failure_stage(

@@ -133,6 +133,7 @@ class ErrorExplainer:
 
     def __post_init__(self) -> None:
         layerless = self.adapter.without_layers()
+        self._is_detector = self.adapter.task == "detection"
         if isinstance(layerless, DetectorAdapter):  # missed objects are looked for among its detections
             layerless = layerless.with_score_threshold(self.score_threshold)
         self._layerless = layerless
@@ -316,10 +317,10 @@ class ErrorExplainer:
             self._layerless,
             batch,
             output,
-            [question.detection or question.targets[0] for question in questions],
+            [(self._is_detector and question.detection) or question.targets[0] for question in questions],
             batch_size=CPU_BATCH_SIZE if self.adapter.device.type == "cpu" else default_batch_size(self.adapter.device),
             folding=self.foldings.get(tuple(batch.inputs.shape)),
-            reads_candidates=True,
+            reads_candidates=self._is_detector,
         )
 
     def _hypotheses(
@@ -368,6 +369,7 @@ class ErrorExplainer:
             score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
             masks=self.masks,
+            background=getattr(self.adapter, "background", None),
         )
         concerned, _ = object_regions(error, ground_truth, masks=self.masks)
         box = box_region(detection.box_xyxy, ground_truth.image_size_hw)

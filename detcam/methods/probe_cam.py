@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from detcam.adapters.base import ModelLike, Target
 from detcam.cam import BaseCAM
+from detcam.geometry import Geometry
 from detcam.layers import LayersLike
 from detcam.methods.common.region_proposals import color_segments, propose_regions
 from detcam.methods.reach_cam import ReachCAM, contrast_targets
@@ -40,6 +41,8 @@ MIN_BRIGHTNESS = 0.3
 """Brightness of a region's pixel without saliency, relative to its maximum."""
 CELL_MARGIN = 1
 """Pixels around a region that are removed with it."""
+MIN_DROP = 0.25
+"""Drop of the score, relative to it, of at least one region; else regions in the box are removed as well."""
 
 
 class ProbeCAM(ReachCAM):
@@ -53,7 +56,9 @@ class ProbeCAM(ReachCAM):
     :math:`\hat h_R` the smoothed sum of the layers in the region times the distance to its border, scaled to a maximum
     of 1: outlines included in a segment are thin, and often have the largest saliency. Removed regions are filled by
     linear imputation. Gradients propose regions, and may rank them wrongly; removing them one by one decides. A class
-    score is measured as the probability minus that of the rival class of ReachCAM.
+    score is measured as the probability minus that of the rival class of ReachCAM. If no region costs a quarter of the
+    target's value, as with detectors of transformers, whose gradients are noisy, the regions that ReachCAM proposes in
+    the target's box are removed as well.
 
     After `ReachCAM`, and Zeiler and Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,
     https://arxiv.org/abs/1311.2901.
@@ -66,7 +71,7 @@ class ProbeCAM(ReachCAM):
         reshape_transform: as in `ReachCAM`.
         steps: as in `ReachCAM`.
         contrast: as in `ReachCAM`.
-        probes: maximum number of removed regions per target; each costs a forward pass.
+        probes: maximum number of removed regions per target, and of those in its box; each costs a forward pass.
     """
 
     compares_scores = True
@@ -131,7 +136,18 @@ class ProbeCAM(ReachCAM):
         saliency = _resize_to_area(levels, area)
         labels = color_segments(area.image[0].float())
         regions = [propose_regions(saliency[:, row], labels, self.probes) for row in range(len(targets))]
-        drops = _score_drops(scorer, area, regions)
+        original = _original_scores(scorer)
+        drops = _score_drops(scorer, area, regions, original)
+        inside = [
+            propose_regions(saliency[:, row] * _in_box(targets[row], area, scorer.geometry), labels, self.probes)
+            if max(drops[row].tolist(), default=0.0) < MIN_DROP * abs(float(original[row]))
+            else regions[row][:0]
+            for row in range(len(targets))
+        ]
+        if any(map(len, inside)):
+            more = _score_drops(scorer, area, inside, original)
+            regions = [torch.cat(pair) for pair in zip(regions, inside, strict=True)]
+            drops = [torch.cat(pair) for pair in zip(drops, more, strict=True)]
         for row, (target_regions, target_drops) in enumerate(zip(regions, drops, strict=True)):
             rendered = render_regions(saliency[:, row], target_regions, target_drops)
             maps[row, area.rows, area.columns] = rendered.to(maps)
@@ -201,8 +217,30 @@ def _resize_to_area(levels: Sequence[Tensor], area: ImageArea) -> Tensor:
     return torch.where(empty[None, :, None, None], 0.0, saliency)
 
 
+def _in_box(target: Target, area: ImageArea, geometry: Geometry) -> Tensor:
+    """The pixels (h, w) bool of a target's box in the image's area; none of a target without a box."""
+    inside = torch.zeros(area.size_hw, dtype=torch.bool)
+    box = getattr(target, "box_xyxy", None)
+    if box is not None:
+        x1, y1, x2, y2 = geometry.boxes_to_input(torch.tensor(box, dtype=torch.float64)).round().int().tolist()
+        rows, columns = (
+            slice(max(low - side.start, 0), max(high - side.start, 0))
+            for low, high, side in ((y1, y2, area.rows), (x1, x2, area.columns))
+        )
+        inside[rows, columns] = True
+    return inside
+
+
 @torch.no_grad()
-def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor]) -> list[Tensor]:
+def _original_scores(scorer: ImageScorer) -> Tensor:
+    """(N,) float64, the targets' scores of the unperturbed image."""
+    with torch.enable_grad():  # the recorded pass of the image has a graph, which dense heads read
+        rows = scorer.adapter.score([scorer.output], [scorer.targets])
+    return torch.stack([detached_score(scalar) for scalar in rows[0]]).cpu().double()
+
+
+@torch.no_grad()
+def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor], original: Tensor) -> list[Tensor]:
     """Drop of each target's score without each of its regions (k, h, w): per target (k,) float64."""
     removed = torch.cat(list(regions))
     owner = [row for row, target_regions in enumerate(regions) for _ in target_regions]
@@ -212,9 +250,6 @@ def _score_drops(scorer: ImageScorer, area: ImageArea, regions: Sequence[Tensor]
         else removed
     )
     fill = LinearFill().for_image(area.image)
-    with torch.enable_grad():  # the recorded pass of the image has a graph, which dense heads read
-        rows = scorer.adapter.score([scorer.output], [scorer.targets])
-    original = torch.stack([detached_score(scalar) for scalar in rows[0]]).cpu().double()
     scores = [
         scorer.score(area.paste(fill(dilated[part].to(area.inputs.device)))).cpu().double()
         for part in batch_slices(len(dilated), scorer.images_per_pass)

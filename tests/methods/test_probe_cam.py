@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detcam import ProbeCAM, ReachCAM, adapt
+from detcam.adapters import detector
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
 from detcam.methods.common.region_proposals import color_segments, propose_regions
@@ -120,6 +121,36 @@ def test_a_classifier_and_images_without_targets() -> None:
     adapter = adapt(load_demo_detector())
     empty = tensors(ProbeCAM(adapter)(draw_scene(28).image, [[]]))
     assert empty[0].shape == (0, 192, 256)
+
+
+class Misleading(nn.Module):
+    """Scores what is bright in a box; nearly all of its gradient lies on another thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        inside, other = x[:, :, 8:24, 8:24].mean((1, 2, 3)), x[:, :, 36:52, 40:56].mean((1, 2, 3))
+        return 8 * inside.detach() - 4 + 1e-3 * inside + 0.1 * other
+
+
+def test_regions_in_the_box_are_probed_if_no_other_has_an_effect() -> None:
+    def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tensor([[[8.0, 8.0, 24.0, 24.0]]]).expand(len(raw), 1, 4), raw.sigmoid()[:, None, None]
+
+    image = torch.zeros(3, 64, 64)
+    image[:, 10:22, 10:22] = image[:, 36:52, 40:56] = 1.0
+    adapter = detector(Misleading(), decode, target_layers=["layer"])
+    target = BoxTarget((8, 8, 24, 24), 0)
+    (result,) = ProbeCAM(adapter, ["layer"], probes=1).explain(image, [target])
+    row, column = divmod(int(torch.as_tensor(result.heatmaps)[0].argmax()), 64)
+    assert 10 <= row < 22 and 10 <= column < 22
+    assert result.sampling is not None and result.sampling.passes == 2
+    image[:, 36:52, 40:56] = 0.0  # the first proposal has an effect
+    (alone,) = ProbeCAM(adapter, ["layer"], probes=1).explain(image, [target])
+    assert alone.sampling is not None and alone.sampling.passes == 1
 
 
 def test_the_number_of_probes_is_checked() -> None:

@@ -12,6 +12,7 @@ from detcam.auditing.case import PERSISTING, Trial
 from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
+from detcam.auditing.verification.region_persistence import RegionCriterion
 from detcam.auditing.verification.verdict import MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict, remaining_score
 
 EFFECT_MARGIN = 0.05
@@ -43,7 +44,7 @@ class Hypothesis:
 
     Attributes:
         case_id: id of the case, the seed of its random controls.
-        criterion: decides whether the detection, or the error of its mask, persists.
+        criterion: decides whether the detection, the error of its mask, or the class of a region persists.
         score: the detection's score in the unperturbed image, in [0, 1].
         proposals: maps of the evidence, and regions to remove one by one.
         box: (h, w) bool, the predicted box in the area of the network's input that the image covers.
@@ -62,7 +63,7 @@ class Hypothesis:
     """
 
     case_id: str
-    criterion: PersistenceCriterion | MaskCriterion
+    criterion: PersistenceCriterion | MaskCriterion | RegionCriterion
     score: float
     proposals: Proposals
     box: Tensor

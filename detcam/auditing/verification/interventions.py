@@ -13,7 +13,6 @@ from torch import Tensor
 
 from detcam.adapters.base import Batch
 from detcam.auditing.case import PERSISTING, Intervention, Outcome, Trial
-from detcam.outputs import DetectorOutput
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill
 from detcam.utils.batching import batches, group_by
@@ -123,7 +122,7 @@ def _repeated(request: Removal, persisting: Sequence[Removal]) -> Removal | None
 class Criterion(Protocol):
     """Decides the outcome of a perturbed image."""
 
-    def evaluate(self, output: DetectorOutput) -> tuple[float, Outcome]:
+    def evaluate(self, output: Any) -> tuple[float, Outcome]:
         """Score in [0, 1] and outcome for the output of a perturbed image."""
         ...
 

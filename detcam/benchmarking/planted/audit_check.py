@@ -31,7 +31,7 @@ from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import load_image
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS
-from detcam.targets import MaskErrorTarget, MaskTarget
+from detcam.targets import MaskErrorTarget
 
 MAX_TRIES = 20
 """Random positions that are tried for a false cause."""
@@ -184,8 +184,6 @@ def scene_donors(adapter: Adapter, cases: Sequence[PlantedCase], first_label: in
 
 def error_image(adapter: Adapter, case: PlantedCase, first_label: int) -> ErrorImage | None:
     """Prepare the case as an audit does, with the scene's labels as annotations; None if it is no error there."""
-    if isinstance(case.target, MaskTarget):
-        return None
     truth = scene_ground_truth(case, adapter, first_label)
     detections = case.detections
     if case.index is None:  # a detection of another class below the threshold does not find the object

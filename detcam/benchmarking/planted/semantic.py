@@ -93,18 +93,19 @@ def classify_bodies(adapter: Adapter, scenes: Sequence[ShortcutScene], batch_siz
 
     Returns:
         Per scene one detection for each body and class that covers a part of its pixels: the box of the body, and as
-        score the share of its pixels.
+        score the share of its pixels; the mask is the body.
     """
     answers = []
     predictions = adapter.predict([scene.image for scene in scenes], batch_size=batch_size)
     for scene, found in zip(scenes, predictions, strict=True):
-        boxes, labels, scores = [], [], []
+        boxes, labels, scores, regions = [], [], [], []
         for body in (*scene.of_kind("body"), *scene.of_kind("cart")):
             region = body_mask(scene, body.name)
             for row in range(len(found)):
                 mask = region if found.masks is None else found.masks[row].cpu()
                 boxes.append(torch.from_numpy(body.box_xyxy))
                 labels.append(int(found.labels[row]))
+                regions.append(region)
                 scores.append(float((mask & region).sum() / region.sum()))
         answers.append(
             Detections(
@@ -113,6 +114,7 @@ def classify_bodies(adapter: Adapter, scenes: Sequence[ShortcutScene], batch_siz
                 torch.tensor(scores),
                 (scene.image.shape[0], scene.image.shape[1]),
                 (Source("region"),) * len(boxes),
+                torch.stack(regions) if regions else torch.zeros(0, *scene.image.shape[:2], dtype=torch.bool),
                 names=adapter.names,
             )
         )
