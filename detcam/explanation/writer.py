@@ -56,9 +56,12 @@ import hashlib
 import io
 import os
 import struct
+import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -99,6 +102,8 @@ MAX_WRITERS = min(4, os.cpu_count() or 1)
 """Targets of an image that are drawn and encoded at the same time."""
 MAX_PIXELS_AT_ONCE = 48_000_000
 """Pixels of the targets that are drawn at the same time; each takes about 15 bytes."""
+WRITER_NICENESS = 5
+"""Niceness of the threads that draw and encode, relative to the process: the network runs beside them."""
 
 
 class ExplanationIndex:
@@ -229,9 +234,18 @@ def write_explanation(
         replace_file(folder / target["overlay"], encode(overlay))
 
     writers = max(min(MAX_WRITERS, MAX_PIXELS_AT_ONCE // (image.shape[0] * image.shape[1])), 1)
-    with ThreadPoolExecutor(writers) as pool:  # drawing and encoding run outside of Python's lock
+    # Drawing and encoding run outside of Python's lock.
+    with ThreadPoolExecutor(writers, initializer=_leave_processor_to_network) as pool:
         list(pool.map(write, range(len(explanation))))
     return entry
+
+
+def _leave_processor_to_network() -> None:
+    """Lower the priority of this thread, where threads have their own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):  # it only takes longer
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + WRITER_NICENESS)
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_mobilenet_v3_lar
 
 from detcam import ODAM, HiResCAM, adapt
 from detcam.adapters import Adapter
+from detcam.explanation import writer
 from detcam.explanation.explain import Explanation, Explanations, explain
 from detcam.explanation.methods_grid import plot_methods
 from detcam.explanation.writer import EXPLANATIONS_FILE, read_heatmap, save_explanations
@@ -359,6 +363,21 @@ def test_saved_files_match_the_explanation(adapter: Adapter, tmp_path: Path) -> 
     named = {target[kind] for target in entry["targets"] for kind in ("overlay", "heatmap")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == named | {EXPLANATIONS_FILE}
     assert entry["targets"][1]["overlay"] == f"a_b.odam.2.{entry['targets'][1]['name']}.png"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own there")
+def test_files_are_encoded_with_lower_priority(
+    classifier: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found: list[int] = []
+    encode = writer.encode_heatmap
+    monkeypatch.setattr(writer, "encode_heatmap", lambda heatmap: found.append(priority()) or encode(heatmap))
+    before = priority()
+    explain(classifier, noise(24, 24), top_k=2)[0].save(tmp_path)
+    assert found == [min(before + 5, 19)] * 2 and priority() == before
 
 
 def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_path: Path) -> None:

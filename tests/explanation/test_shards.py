@@ -27,6 +27,7 @@ class OtherMachines:
         (3, "gradcam", LocalEngine(), [1, 1, 1]),
         (4, "gradcam", LocalEngine(), [2, 2]),
         (5, "gradcam", LocalEngine(), [2, 2, 1]),
+        (10, "gradcam", LocalEngine(), [4, 4, 2]),
         (4, "occlusion:grid=2", LocalEngine(), [1, 1, 1, 1]),
         (4, "gradcam", OtherMachines(), [1, 1, 1, 1]),
         (16, "gradcam", OtherMachines(), [2] * 8),
