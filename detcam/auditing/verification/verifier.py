@@ -154,10 +154,6 @@ class Verifier:
         best: VerificationResult | None = None
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
         search = self._search(hypothesis, maps)
-        if hypothesis.is_outside and not (
-            yield from may_lie_outside(hypothesis, search.first_regions(), self.fill_count)
-        ):
-            return None
         found = yield from search.next_region()
         further: list[TriedRegion] | None = None
         if probes is not None:
