@@ -146,7 +146,7 @@ class ExplainOptions(SelectionOptions, EngineOptions):
         """Return the arguments of `explain_files` that say what to explain.
 
         Raises:
-            ValueError: the model has no such class, or a box is not valid.
+            ValueError: the model has no such class, a box is not valid, or the model has neither boxes nor regions.
         """
         from detcam.detections import label_index
         from detcam.explanation.batch import box_targets
@@ -161,6 +161,10 @@ class ExplainOptions(SelectionOptions, EngineOptions):
                 "quantity": self.quantity,
                 "against": against,
             }
+        if adapter.task not in ("detection", "segmentation"):
+            raise ValueError(
+                f"--box is for detectors and segmentation networks; the task of this model is {adapter.task}"
+            )
         labels = labels * len(self.box) if len(labels) == 1 else labels
         return {
             "targets_for": partial(

@@ -245,7 +245,7 @@ def box_targets(
     """Return targets for boxes that the user gives: boxes of a detector, or regions of a segmentation network.
 
     Args:
-        adapter: the model.
+        adapter: a detector or segmentation network.
         image: (3, H, W).
         boxes: xyxy in pixels of the image.
         labels: one class index per box.
@@ -253,7 +253,7 @@ def box_targets(
         against: class index to compare with, or None.
 
     Raises:
-        ValueError: the model has neither boxes nor regions, or a box lies outside the image.
+        ValueError: a box lies outside the image.
     """
     height, width = image.shape[-2:]
     targets: list[Target] = []
@@ -266,12 +266,8 @@ def box_targets(
             warnings.warn(message, UserWarning, stacklevel=2)
         if adapter.task == "detection":
             targets.append(with_quantity(BoxTarget(box, label), quantity, against))
-        elif adapter.task == "segmentation":
+        else:
             region = torch.zeros(height, width, dtype=torch.bool)
             region[max(y1, 0) : max(y2, y1 + 1), max(x1, 0) : max(x2, x1 + 1)] = True
             targets.append(with_quantity(MaskTarget(label, region), quantity, against))
-        else:
-            raise ValueError(
-                f"--box is for detectors and segmentation networks; the task of this model is {adapter.task}"
-            )
     return targets

@@ -344,7 +344,7 @@ def test_errors_take_one_line(
     assert len(lines) >= 1
     assert any(message in line for line in lines), err
     assert "Traceback" not in err
-    assert not (tmp_path / "explanations" / EXPLANATIONS_FILE).exists() or read_entries(tmp_path / "explanations") == []
+    assert not (tmp_path / "explanations").exists(), "nothing is run"
 
 
 def test_debug_raises_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
