@@ -181,7 +181,7 @@ def test_drise_equals_its_formula() -> None:
     found = adapter.predict(image)[0].filter(top_k=2)
     missed = BoxTarget((30.0, 20.0, 90.0, 80.0), 3)
     targets = [*adapter.targets_of(found), missed]
-    result = DRISE(adapter, passes=24, grid=6, seed=4).explain(image, [targets])[0]
+    result = DRISE(adapter, passes=12, grid=6, seed=4).explain(image, [targets])[0]
     batch = adapter.prepare([image])
     (plain,) = adapter.outputs(adapter.forward(batch), batch)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_drise_equals_its_formula() -> None:
     boxes = torch.tensor([target.box_xyxy for target in targets])
     rows, columns = batch.geometries[0].valid_cells(batch.geometries[0].input_size_hw)
     size = (rows.stop - rows.start, columns.stop - columns.start)
-    masks = slow_masks(24, size, 6, 0.5, 4)
+    masks = slow_masks(12, size, 6, 0.5, 4)
     weights: list[list[float]] = [[], [], []]
     for mask in masks:
         inputs = batch.inputs.clone()
