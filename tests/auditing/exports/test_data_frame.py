@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from detcam.auditing.case import GroundTruthObject
+from detcam.auditing.case import AuditCase, GroundTruthObject
 from detcam.auditing.exports.data_frame import FIELDS, cases_frame
 from tests.auditing.comparison.records import make_case, missed_object
 
@@ -22,6 +22,8 @@ def test_each_case_is_a_row() -> None:
     ]
     frame = cases_frame(cases)
     assert len(frame) == 3 and set(FIELDS) <= set(frame.columns)
+    several = {"image_size_hw", "box_xyxy", "ground_truth", "evidence_shares", "evidence_box_xyxy", "peak_xy"}
+    assert {field.name for field in fields(AuditCase)} - set(FIELDS) == several | {"trials", "parts", "trust_signals"}
     assert frame["id"].tolist() == [case.id for case in cases]
     assert frame[["left", "top", "right", "bottom"]].iloc[0].tolist() == [10, 10, 30, 30]
     assert frame["share: ring"].iloc[0] == 0.75 and frame["share: ring"].isna().sum() == 2
