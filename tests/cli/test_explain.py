@@ -409,8 +409,8 @@ def test_interrupt_of_a_process(tmp_path: Path) -> None:
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
     )
     try:
-        deadline = time.monotonic() + 200
-        while not list((tmp_path / "out").glob("001*")) and time.monotonic() < deadline and process.poll() is None:
+        deadline = time.monotonic() + 200  # until the first shard, of four images, is done
+        while not list((tmp_path / "out").glob("005*")) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=100)

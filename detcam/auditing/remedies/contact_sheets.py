@@ -56,7 +56,8 @@ class ObjectIndex:
         rows: list[np.ndarray] = []
         for image in data.images.values():
             objects = [item for item in image.objects if item.name == name and not item.crowd]
-            if objects and len(entries) < MAX_OBJECTS:
+            objects = objects[: MAX_OBJECTS - len(entries)]
+            if objects:
                 pixels = data.pixels(image)
                 for item in objects:
                     entries.append((image, item))

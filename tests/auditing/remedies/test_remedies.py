@@ -20,7 +20,7 @@ import detcam
 from detcam.auditing.case import AuditCase, CaseMaps, ErrorGroup, GroundTruthObject, Trial
 from detcam.auditing.errors import ERROR_TYPES
 from detcam.auditing.grouping.actions import ACTIONS, case_action, choose_action
-from detcam.auditing.remedies import remedies
+from detcam.auditing.remedies import contact_sheets, remedies
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
 from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_counterfactuals, paste_region
 from detcam.auditing.remedies.relabel import relabel_order
@@ -322,6 +322,16 @@ def test_nearest_objects_are_the_most_similar(report: Path, originals: Path) -> 
     nearest = ObjectIndex.of_class(data, "boat").nearest(crop(pixels_of(3), OBJECT, 0.0), 2)
     assert nearest[0].image.image_id == 3 and nearest[0].similarity == pytest.approx(1, abs=1e-3)
     assert not ObjectIndex.of_class(data, "barge").nearest(pixels_of(0))
+
+
+def test_no_more_objects_are_compared_than_the_limit(
+    report: Path, originals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contact_sheets, "MAX_OBJECTS", 2)
+    data = ReportData.load(report, originals)
+    image = data.images[3]
+    vars(data)["images"] = {3: replace(image, objects=image.objects * 5), 0: data.images[0]}
+    assert len(ObjectIndex.of_class(data, "boat").entries) == 2
 
 
 def test_the_queue_is_sorted_by_gain(repaired: Path) -> None:
