@@ -1,6 +1,6 @@
-"""Warnings about maps, once per call each: limited reach, empty maps, convergence, class-agnostic methods.
+"""Checks of maps, and warnings about them, once per call each: limited reach, empty maps, convergence.
 
-A map with NaN or infinity is an error.
+A map with NaN or infinity, or of another shape, is an error.
 """
 
 from __future__ import annotations
