@@ -38,6 +38,9 @@ function findings(item) {
   ];
 }
 
+// As the sentences say it.
+const imageShare = (value) => (100 * value >= 1 ? digits(100 * value, 1) + "\u202f%" : percent(value));
+
 const block = (title, ...content) => el("section", {}, el("h2", {}, title), content);
 
 // Grade, reason, and the size of the verdict.
@@ -92,7 +95,10 @@ function trials(item) {
     name ? el("th", {scope: "col", class: name === "score" ? "number" : null}, name) : el("td", {class: "wide"}));
   const before = el("tr", {class: "before"}, el("th", {scope: "row"}, "original image"), el("td", {}, ""), el("td", {class: "number"}, score(item.score)),
     el("td", {class: "wide"}, bar([{kind: item.type, value: item.score}], 1)), el("td", {}));
-  return scrollable("Trials", el("table", {class: "trials"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, before, item.trials.map(row))));
+  const controls = item.trials.filter((trial) => trial.intervention.includes("control")).length;
+  const compared = /over (\d+) controls/.exec(item.reason || "");
+  return [scrollable("Trials", el("table", {class: "trials"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, before, item.trials.map(row)))),
+    compared && Number(compared[1]) < controls && el("p", {class: "note"}, "The effect compares " + compared[1] + " of the " + controls + " controls: where the object itself is lost, nothing follows for the evidence.")];
 }
 
 function details(item) {
@@ -104,11 +110,11 @@ function details(item) {
     ...Object.entries(item.trust_signals || {}).filter(([name]) => name !== "score").map(([name, value]) => [name, digits(value, 2)]),
     isUnlabeled ? ["", null] : ["false positive", item.is_false_positive ? "yes" : item.type === "missed" ? "no, a missed object" : "no"],
     [item.type === "background" ? "nearby ground truth" : "ground truth", truth && truth.name + (truth.is_known === false ? " (a class that the model does not know)" : "")],
-    ["IoU with ground truth", truth && digits(truth.iou, 3)],
+    [item.type === "missed" ? "largest IoU with a detection" : "IoU with ground truth", truth && digits(truth.iou, 3)],
     ["typicality", isKnown(item.typicality) ? percent(item.typicality) : null],
     [regionName(item) + " lies on", item.evidence_object && "another object: " + item.evidence_object],
-    [regionName(item) + ", share of image", isKnown(item.evidence_fraction) ? percent(item.evidence_fraction) : null],
-    ["minimal region, share of image", item.trials ? (isKnown(item.minimal_region_fraction) ? percent(item.minimal_region_fraction) : "none") : null],
+    [regionName(item) + ", share of image", isKnown(item.evidence_fraction) ? imageShare(item.evidence_fraction) : null],
+    ["minimal region, share of image", item.trials ? (isKnown(item.minimal_region_fraction) ? imageShare(item.minimal_region_fraction) : "none") : null],
     ["heatmap maximum at", item.peak_xy && item.peak_xy.join(", ")],
     ["failure stage", item.failure_stage],
     ["rests on", item.evidence_comparison],

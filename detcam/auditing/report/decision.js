@@ -7,7 +7,7 @@ function causeFacts(item) {
     hasAp && isKnown(score4(item)) && el("span", {class: "number", title: "increase of average precision if these errors are corrected"}, "delta AP " + ap(score4(item))),
     item.confirmed_count > 0 && el("span", {}, "evidence confirmed for " + count(item.confirmed_count) + " of " + count(item.size)), // else the sentence says so
     isKnown(item.estimated_count) && el("span", {title: "estimated from the explained errors; 95 % interval"},
-      (isExact(item) ? "" : "about ") + estimate(item, " to ") + " of all errors"),
+      (isExact(item) ? "" : "about ") + estimate(item, " to ") + " such errors in all"),
   ];
 }
 

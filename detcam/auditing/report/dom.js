@@ -26,6 +26,7 @@ const TYPE_TEXTS = {
 const percent = (value) => {
   if (!isKnown(value)) return NONE;
   const scaled = 100 * value;
+  if (scaled > 0 && scaled < 0.005) return "<0.01\u202f%";
   return (scaled > 0 && scaled < 1 ? scaled.toFixed(scaled < 0.1 ? 2 : 1) : Math.round(scaled)) + "\u202f%";
 };
 const score = (value) => digits(value, 3);

@@ -30,7 +30,7 @@ function showFigures() {
 
 // A chart row that filters the list on click.
 function chartRow(filter, name, ...cells) {
-  const button = el("button", {type: "button", class: "row-name", click: () => filterBy(filter)}, name);
+  const button = el("button", {type: "button", class: "row-name", title: [name].flat().at(-1), click: () => filterBy(filter)}, name);
   return el("tr", {}, el("th", {scope: "row"}, button), cells);
 }
 
@@ -74,7 +74,8 @@ function classChart() {
   }}, "show all " + classes.length + " classes");
   const legend = !isUnlabeled && el("p", {class: "legend"}, TYPES.map((type) =>
     el("span", {title: TYPE_TEXTS[type]}, el("span", {class: "dot " + type}), type)));
-  return card(isUnlabeled ? "Detections by class" : "Errors by class", null, legend, classes.length ? el("table", {class: "chart"}, el("thead", {}, el("tr", {},
+  const note = !isUnlabeled && "missed objects by their class, others by the detected class; errors of every score";
+  return card(isUnlabeled ? "Detections by class" : "Errors by class", note, legend, classes.length ? el("table", {class: "chart"}, el("thead", {}, el("tr", {},
     el("th", {scope: "col"}, "class"), hasAp && el("th", {scope: "col", class: "number"}, "AP"), el("td", {}),
     el("th", {scope: "col", class: "number"}, NOUNS))), body) : el("p", {class: "note"}, "No " + NOUNS + "."), more);
 }
@@ -120,7 +121,6 @@ function groupItem(group) {
     el("div", {class: "group-text"},
       el("p", {class: "sentence"}, group.sentence),
       el("p", {class: "facts"}, !isUnlabeled && tag(group.type), group.background_type && tag(group.background_type), group.name,
-        isKnown(group.delta_ap) && el("span", {class: "number"}, "delta AP " + ap(group.delta_ap)),
         el("button", {type: "button", class: "text", click: () => filterBy({group: String(group.number)})}, "show " + plural(group.size, "case")))),
     el("div", {class: "strip"}, thumbnails));
 }

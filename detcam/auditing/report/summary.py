@@ -238,10 +238,10 @@ def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_t
         lines.append(f"{len(confirmed)} of {len(tested)} explained false positives {verb}, {strong} of them strongly.")
         outside = sum(is_outside(case) for case in confirmed)
         if outside:
-            lines.append(
-                f"{outside} of these {len(confirmed)} {'lies' if outside == 1 else 'lie'} outside the box: the "
-                f"detection{' ends' if outside == 1 else 's end'} without a region outside."
-            )
+            lies, ends = ("lies", "the detection ends") if outside == 1 else ("lie", "the detections end")
+            which = "It" if len(confirmed) == 1 else f"{outside} of these {len(confirmed)}"
+            which = f"All {outside}" if outside == len(confirmed) > 1 else which
+            lines.append(f"{which} {lies} outside the box: {ends} without a region outside.")
     background = [case for case in false_positives if case.background_type is not None]
     unannotated = sum(case.background_type == "missing annotation" for case in background)
     if unannotated:

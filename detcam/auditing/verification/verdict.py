@@ -187,7 +187,9 @@ def _confirmed(effect: float, evidence_fraction: float, reason: str, further_lim
         limits.insert(0, "the evidence covers a tenth of the image or more")
     if effect < MIN_STRONG_EFFECT:
         limits.insert(0, "the effect is small")
-    return Verdict("weak", effect, f"{reason}; {', '.join(limits)}") if limits else Verdict("strong", effect, reason)
+    if not limits:
+        return Verdict("strong", effect, reason)
+    return Verdict("weak", effect, f"{reason}; weak because {', and '.join(limits)}")
 
 
 def remaining_score(trial: Trial) -> float:

@@ -174,7 +174,7 @@ def test_headline_edge_cases() -> None:
             (replace(outside, verdict="strong"),),
             [
                 "1 of 1 explained false positives has a confirmed cause, 1 of them strongly.",
-                "1 of these 1 lies outside the box: the detection ends without a region outside.",
+                "It lies outside the box: the detection ends without a region outside.",
             ],
         ),
         ((unconfirmed,), ["0 of 1 explained false positives have a confirmed cause, 0 of them strongly."]),

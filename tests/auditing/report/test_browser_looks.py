@@ -195,6 +195,23 @@ def test_an_audit_without_errors(look: Open, tmp_path: Path) -> None:
     assert not page.locator("#groups").is_visible()
 
 
+def test_controls_that_the_effect_does_not_compare_are_counted(look: Open, tmp_path: Path) -> None:
+    samples = make_images(range(1))
+    case = next(case for case in summary_of(samples).cases if case.trials)
+    number = sum("control" in trial.intervention for trial in case.trials)
+    cases = [
+        replace(case, id=f"case-{each}", group=None, reason=f"effect 0.80 over {each} controls of the same size")
+        for each in (number - 1, number)
+    ]
+    index = write(tmp_path, samples, summary_of(samples, cases=tuple(cases), groups=()))
+    for each in cases:
+        page = look(index, f"#case={each.id}", width=320)
+        page.wait_for_selector("#case .trials")
+        is_said = f"compares {number - 1} of the {number} controls" in page.inner_text("#case")
+        assert is_said == (each.id == f"case-{number - 1}")
+        assert page.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+
+
 def test_images_out_of_view_keep_no_pixels(look: Open, tmp_path: Path) -> None:
     samples = make_images(range(2))
     case = next(case for case in summary_of(samples).cases if case.method)
