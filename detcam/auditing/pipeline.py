@@ -103,7 +103,8 @@ def audit(
         sample_seed: seed of the random samples.
         iou_threshold: minimum IoU of a true positive, in (0, 1].
         background_threshold: maximum IoU of a background error.
-        iou_type: ``"bbox"``, or ``"segm"`` to match masks.
+        iou_type: ``"bbox"``, or ``"segm"`` to match masks; then a localization error is one of the mask, which is what
+            is explained and verified.
         labels: class names or indices whose errors are explained; None explains all classes. Errors of all classes are
             counted.
         quantity: the quantity to explain of background errors, duplicates and missed objects: ``"score"``, ``"logit"``,
