@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, CaseMaps, CasePart, EvidenceLocation
-from detcam.auditing.sentences import case_sentence
+from detcam.auditing.sentences import MIN_OUTSIDE_SHARE, OUTSIDE_LOCATIONS, case_sentence
 from detcam.auditing.verification.evidence import location_shares
 from detcam.auditing.verification.hypothesis import VerificationResult
 from detcam.auditing.verification.input_mapping import InputMapping
@@ -89,6 +89,8 @@ def conclude(
     if not bool(strength.amax() > 0):
         strength = evidence.float()
     shares = location_shares(strength, regions)
+    if verified is not None and _reaches_inside(shares, regions, mapping, verified.evidence):
+        shares = location_shares(evidence.float(), regions)
     location: EvidenceLocation = max(EVIDENCE_LOCATIONS, key=shares.__getitem__)
     row, column = divmod(int(heatmap.argmax()), heatmap.shape[1])
     case = replace(
@@ -108,6 +110,23 @@ def conclude(
     )
     features = mapping.pool(levels, mapping.to_input(strength))
     return ExplainedError(replace(case, sentence=case_sentence(case)), maps, features)
+
+
+def _reaches_inside(
+    shares: Mapping[EvidenceLocation, float],
+    regions: Mapping[EvidenceLocation, Tensor],
+    mapping: InputMapping,
+    removed: Tensor,
+) -> bool:
+    """Whether evidence that seems to lie outside the box and the object was removed with a part of them.
+
+    The heatmap is faint at the border of a region, so that the shares of its strength hardly tell.
+    """
+    if sum(shares[location] for location in OUTSIDE_LOCATIONS) < MIN_OUTSIDE_SHARE:
+        return False
+    outside = torch.stack([regions[location] for location in OUTSIDE_LOCATIONS]).any(0)
+    inside = mapping.to_input((~outside).float()) > 0.5
+    return int((removed & inside).sum()) > (1 - MIN_OUTSIDE_SHARE) * int(removed.sum())
 
 
 def _with_verdict(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from detcam.auditing.case import EVIDENCE_LOCATIONS, Trial
 from detcam.auditing.conclusion import conclude
+from detcam.auditing.sentences import is_outside, outside_share
 from detcam.auditing.verification.hypothesis import EvidencePart, VerificationResult
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.verdict import Verdict
@@ -59,3 +61,28 @@ def test_parts_that_are_needed_are_shown() -> None:
     expected[4:6, 4:6] = 0.45  # half of 1 - 0.08 / 0.8
     assert torch.equal(torch.from_numpy(result.maps.heatmap).int(), (expected * 255).round().int())
     assert result.case.peak_xy == (0, 0)
+
+
+@pytest.mark.parametrize(("columns", "outside"), [(slice(3, 7), 0.75), (slice(4, 7), 1.0)])
+def test_evidence_that_was_removed_with_a_part_of_the_box_does_not_lie_outside(columns: slice, outside: float) -> None:
+    """The heatmap is zero in the column that reaches into the box."""
+    inside, evidence = torch.zeros(2, 8, 8, dtype=torch.bool)
+    inside[:, :4] = True
+    evidence[2:6, columns] = True
+    heatmap = torch.zeros(8, 8)
+    heatmap[2:6, 4:7] = 1.0
+    verified = VerificationResult(
+        (Trial("without evidence", "ring", 0.1, "vanished"),),
+        Verdict("strong", 0.7, ""),
+        Proposal("map", heatmap),
+        evidence,
+        (),
+        None,
+        ends=True,
+    )
+    regions = {location: torch.zeros(8, 8, dtype=torch.bool) for location in EVIDENCE_LOCATIONS}
+    regions |= {"predicted box": inside, "scene": ~inside}
+    made = make_case(image_size_hw=(8, 8), box_xyxy=(0.0, 0.0, 4.0, 8.0))
+    case = conclude(made, "portfolio", verified.proposal, regions, SameFrame(), [], verified).case  # type: ignore[arg-type]
+    assert outside_share(case) == outside and is_outside(case) == (outside == 1)
+    assert ("lies outside the box" in case.sentence) == (outside == 1)

@@ -99,6 +99,20 @@ def keeping(investigation: Investigation[T], kept: Tensor) -> Investigation[T]:
     return asking(investigation, ask)
 
 
+def sparing(investigation: Investigation[T], spared: Tensor) -> Investigation[T]:
+    """An investigation whose evidence is removed without some pixels (h, w) bool; controls are not changed."""
+
+    def ask(requests: list[Removal]) -> Investigation[list[Trial]]:
+        return (
+            yield [
+                replace(request, region=request.region & ~spared) if _is_attempt(request) else request
+                for request in requests
+            ]
+        )
+
+    return asking(investigation, ask)
+
+
 def _key(request: Removal) -> tuple[bytes, int]:
     return np.packbits(request.region.numpy()).tobytes(), request.fill
 

@@ -23,6 +23,7 @@ from detcam.auditing.verification.interventions import (
     keeping,
     remembering,
     run_investigations,
+    sparing,
 )
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import probe_regions
@@ -142,7 +143,9 @@ class Verifier:
             outside = hypothesis.outside()
             strongest = self._search(outside, outside.proposals.maps).first_regions()
             if (yield from may_lie_outside(outside, strongest, self.fill_count)):
-                best = yield from self._verify_proposals(outside)
+                # The regions of maps are coarse, and those of spots have a margin: either may reach inside.
+                best = yield from sparing(self._verify_proposals(outside), outside.inside)
+                best = None if best is None else best.without(outside.inside)
             if best is not None and _is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_outside()

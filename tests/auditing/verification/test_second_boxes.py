@@ -16,7 +16,7 @@ from detcam.adapters import detector
 from detcam.auditing import AuditCase
 from detcam.auditing.case import Outcome, Trial
 from detcam.auditing.verification.hypothesis import Hypothesis
-from detcam.auditing.verification.interventions import Removal
+from detcam.auditing.verification.interventions import Investigation, Removal, sparing
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
@@ -55,6 +55,17 @@ def test_a_region_without_which_the_object_is_lost_confirms_nothing() -> None:
     trials = [Trial("without evidence", "ring", 0.0, "object lost"), Trial("random control", "ring", 0.9, "unchanged")]
     verdict = decide_verdict(0.9, trials, 0.01)
     assert verdict.grade == "not confirmed" and "the correct detection of the object ends with it" in verdict.reason
+
+
+def test_evidence_outside_is_removed_without_the_object_and_controls_stay() -> None:
+    spared, region = torch.zeros(2, 8, 8, dtype=torch.bool)
+    spared[:, :4], region[:, 3:6] = True, True
+
+    def investigation() -> Investigation[None]:
+        yield [Removal("without evidence", region), Removal("random control", region)]
+
+    evidence, control = sparing(investigation(), spared).send(None)  # type: ignore[arg-type]
+    assert torch.equal(evidence.region, region & ~spared) and torch.equal(control.region, region)
 
 
 class SecondBox(nn.Module):
