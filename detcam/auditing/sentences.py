@@ -196,7 +196,8 @@ def _evidence(case: AuditCase) -> str:
     outside = outside_share(case)
     if is_inside(case):
         on_object = case.evidence_shares.get("ground truth", 0.0) > 0.5
-        where = "lies on the object" if on_object else f"lies in the box{_on_object(case)}"
+        on_its_own = "on the object" if case.type != "background" else _location("ground truth", [case])
+        where = f"lies {on_its_own}" if on_object else f"lies in the box{_on_object(case)}"
     elif outside >= MIN_OUTSIDE_SHARE:
         main = max(OUTSIDE_LOCATIONS, key=lambda location: (case.evidence_shares or {}).get(location, 0.0))
         where = f"lies outside the box, most of it {_location(main, [case])}{_on_object(case)}"

@@ -242,7 +242,7 @@ def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_t
             which = "It" if len(confirmed) == 1 else f"{outside} of these {len(confirmed)}"
             which = f"All {outside}" if outside == len(confirmed) > 1 else which
             lines.append(f"{which} {lies} outside the box: {ends} without a region outside.")
-    background = [case for case in false_positives if case.background_type is not None]
+    background = [case for case in false_positives if case.type == "background"]
     unannotated = sum(case.background_type == "missing annotation" for case in background)
     if unannotated:
         lines.append(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detcam.auditing import analyze_errors
-from detcam.auditing.case import AuditCase, CasePart
+from detcam.auditing.case import AuditCase, CasePart, GroundTruthObject
 from detcam.auditing.report import ReportSummary
 from detcam.auditing.sentences import OUTSIDE_LOCATIONS, case_sentence, is_inside, is_outside
 from detcam.data.annotations import Annotations
@@ -127,7 +127,7 @@ def test_headline() -> None:
     confirmed = [case for case in tested if case.verdict == "strong"]
     outside = [c for c in confirmed if sum(c.evidence_shares[each] for each in OUTSIDE_LOCATIONS) >= 0.9]
     assert 0 < len(outside) < len(confirmed) < len(tested)
-    kinds = [case.background_type for case in explained if case.background_type]
+    kinds = [case.background_type for case in explained if case.type == "background"]
     assert summary.headline() == [
         f"{summary.false_positive_count} false positives reduce average precision by 0.14.",
         f"{len(confirmed)} of {len(tested)} explained false positives have a confirmed cause, {len(confirmed)} of them "
@@ -150,6 +150,18 @@ def test_either_part_suffices_only_if_the_score_stays_without_each() -> None:
     assert "; either of its 2 parts suffices: " in sentence(0.79, 0.62)
     assert "; any of its 3 parts suffices: " in sentence(0.79, 0.62, 0.7)
     assert "suffices" not in sentence(0.79, 0.3), "the part without which the score is 0.3 is not replaced by the other"
+
+
+def test_background_errors_of_no_type_and_on_other_objects() -> None:
+    samples = make_images(range(1))
+    case = next(case for case, maps in samples[0].cases if maps is not None and case.is_false_positive)
+    nearby = GroundTruthObject((0.0, 0.0, 9.0, 9.0), 2, "buoy", 0.3, 1)
+    case = replace(case, type="background", ground_truth=nearby, verdict="strong", background_type=None, parts=())
+    case = replace(case, evidence_shares={"ground truth": 1.0}, evidence_location="ground truth", evidence_object="")
+    assert "lies on an overlapping buoy; strongly" in case_sentence(case), "a background error has no object"
+    assert " lies on the object; strongly" in case_sentence(replace(case, type="localization"))
+    cases = (case, replace(case, id="other", background_type="missing annotation"))
+    assert summary_of(samples, cases=cases, groups=()).headline()[-1].startswith("1 of 2 explained background errors ")
 
 
 def test_headline_edge_cases() -> None:
