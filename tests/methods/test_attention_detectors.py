@@ -267,7 +267,9 @@ def rtdetr() -> tuple[Any, Any]:
     """RT-DETR with seeded weights, louder in its decoder, where what ultralytics starts with attends evenly."""
     tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
     torch.manual_seed(9)
-    model = tasks.RTDETRDetectionModel("yolov8n-rtdetr.yaml", nc=3, verbose=False).eval()
+    architecture = tasks.yaml_model_load("yolov8n-rtdetr.yaml")
+    architecture["head"][-1][-1] = ["nc", 256, 60, 4, 8, 3]  # 60 queries and three layers, instead of 300 and six
+    model = tasks.RTDETRDetectionModel(architecture, nc=3, verbose=False).eval()
     wake(model, torch.rand(8, 3, 64, 96))
     for parameter in model.model[-1].decoder.layers.parameters():
         parameter.data += 0.15 * torch.randn(parameter.shape)

@@ -52,7 +52,10 @@ def network(name: str) -> Any:
     torch.manual_seed(5)
     kind = next((model for part, model in MODELS.items() if part in name), tasks.DetectionModel)
     shape = {"data_kpt_shape": (5, 3)} if "-pose" in name else {}
-    model = kind(f"{name}.yaml", nc=CLASSES, verbose=False, **shape)
+    architecture = tasks.yaml_model_load(f"{name}.yaml")
+    if name in QUERIES:  # 60 queries and two layers of the decoder, instead of 300 and six
+        architecture["head"][-1][-1] = ["nc", 256, 60, 4, 8, 2]
+    model = kind(architecture, nc=CLASSES, verbose=False, **shape)
     model.eval()
     head = model.model[-1]
     last = [level[-1] for part in ("cv2", "cv3") for level in getattr(head, part, None) or []]
