@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from detcam.auditing.case import PERSISTING, Trial
+from detcam.auditing.case import CONFIRMED, PERSISTING, Trial
 from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
@@ -27,6 +28,7 @@ resizing of the image brings the detection back."""
 MAX_CLEAR_SCORE = 0.5
 """Maximum score without a region that clearly ends the error, relative to the highest one that ends it."""
 
+EMPTY_MAPS_REASON = "no region was removed: the maps are empty"
 SAME_CLASS_LIMIT = "no region was found without which the object has another class"
 """What limits the grade of a region that is verified after none was found that changes the class."""
 
@@ -74,6 +76,11 @@ class Hypothesis:
     is_outside: bool = False
     max_trials: int | None = None
     limits: tuple[str, ...] = ()
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether nothing proposes evidence but removal."""
+        return not self.proposals.maps and self.proposals.probes is None and self.segments is not None
 
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
         """Whether a trial clearly ends the error, and costs at least a fraction of the score."""
@@ -191,3 +198,30 @@ class VerificationResult:
 def union(region: Tensor, parts: Sequence[EvidencePart]) -> Tensor:
     """(h, w) bool, a region and all parts."""
     return torch.stack([region, *(part.region for part in parts)]).any(0)
+
+
+def is_confirmed(result: VerificationResult | None) -> bool:
+    """Whether a result confirms its evidence."""
+    return result is not None and result.verdict.grade in CONFIRMED
+
+
+def better_result(first: VerificationResult | None, second: VerificationResult | None) -> VerificationResult | None:
+    """The confirmed one of two results, else the one whose evidence ends the error, else the second."""
+    if first is None or second is None:
+        return second if first is None else first
+    return second if (is_confirmed(second), second.ends) >= (is_confirmed(first), first.ends) else first
+
+
+def more_effective_result(first: VerificationResult | None, second: VerificationResult) -> VerificationResult:
+    """The second of two results, unless the effect of the first is as large; an effect may be NaN."""
+    if first is None or math.isnan(first.verdict.effect):
+        return second
+    return second if second.verdict.effect > first.verdict.effect else first
+
+
+def without_evidence(hypothesis: Hypothesis, reason: str = EMPTY_MAPS_REASON) -> VerificationResult:
+    """The result if no region was verified."""
+    empty = torch.zeros_like(hypothesis.box)
+    name = hypothesis.proposals.maps[0].name if hypothesis.proposals.maps else ""
+    verdict = Verdict("not tested", math.nan, reason)
+    return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)

@@ -81,7 +81,7 @@ class RegionProbes:
 
     def split(self, found: Tensor) -> tuple[RegionProbes, list[Tensor]]:
         """The probes with a higher `density` than a region (h, w) bool of at least twice their size; and the others."""
-        density, dilated = self.density(found), _dilated(self.regions)
+        density, dilated = self.density(found), dilated_regions(self.regions)
         kept = [
             self.density(region) > density and 2 * int(removed.sum()) <= int(found.sum())
             for region, removed in zip(self.regions, dilated, strict=True)
@@ -138,7 +138,7 @@ def probe_regions(
     regions = probes.regions
     if not len(regions):
         return torch.zeros(regions.shape[1:]), []
-    dilated = _dilated(regions)
+    dilated = dilated_regions(regions)
     tried = yield from _remove(dilated[:MAX_PROBES], ends)
     drops = [max(score - remaining_score(each.trials[0]), 0.0) for each in tried]
     ending = [each for each in tried if each.ends]
@@ -149,9 +149,9 @@ def probe_regions(
         left.sort(key=lambda number: -drops[number])
         outside = [number for number in [*left, *range(len(tried), len(regions))] if _is_outside(regions[number], box)]
         spots = probes.spots_outside(box)
-        ending = yield from _fewest([*(dilated[number] for number in outside), *spots], ends)
+        ending = yield from fewest_regions([*(dilated[number] for number in outside), *spots], ends)
         if not ending and not set(left) <= set(outside):
-            ending = yield from _fewest([dilated[number] for number in left], ends)
+            ending = yield from fewest_regions([dilated[number] for number in left], ends)
         if ending:
             joint = ending[0]
             inside = ~(dilated & ~joint.region).flatten(1).any(1)
@@ -164,11 +164,18 @@ def _is_outside(region: Tensor, box: Tensor) -> bool:
     return int((region & box).sum()) <= MAX_INSIDE * int(region.sum())
 
 
-def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[list[TriedRegion]]:
+def fewest_regions(
+    regions: Sequence[Tensor], ends: Ending, max_removals: int | None = None
+) -> Investigation[list[TriedRegion]]:
     """Search for the fewest of some regions (h, w) bool that end the error together.
 
     The shortest sequence of the first regions that ends the error is found by bisection. Its last region is needed; the
     others are searched likewise, together with those that are known to be needed.
+
+    Args:
+        regions: the regions.
+        ends: whether a trial ends the error.
+        max_removals: number of perturbed images from which on no fewer regions are searched; None sets no limit.
 
     Returns:
         The fewest regions, and the larger sets of them that end the error as well, which may be needed with other
@@ -179,7 +186,7 @@ def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[list[Tried
     (best,) = yield from _remove(torch.stack(list(regions)).any(0)[None], ends)
     if not best.ends:
         return []
-    found = [best]
+    found, count = [best], 1
     needed, rest = torch.zeros_like(best.region), list(regions)
     while True:
         shortest, longest = 0, len(rest)
@@ -189,7 +196,10 @@ def _fewest(regions: Sequence[Tensor], ends: Ending) -> Investigation[list[Tried
             if not bool(region.any()):
                 shortest = middle + 1
                 continue
+            if count == max_removals:
+                return found
             (tried,) = yield from _remove(region[None], ends)
+            count += 1
             if tried.ends:
                 found.insert(0, tried)
                 longest = middle
@@ -206,7 +216,7 @@ def _remove(regions: Tensor, ends: Ending) -> Investigation[list[TriedRegion]]:
     return [TriedRegion(0, region, (trial,), ends(trial)) for region, trial in zip(regions, trials, strict=True)]
 
 
-def _dilated(regions: Tensor) -> Tensor:
+def dilated_regions(regions: Tensor) -> Tensor:
     """Regions (k, h, w) bool with their margin."""
     kernel = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
     grown = [torch.from_numpy(cv2.dilate(region.numpy().view(np.uint8), kernel)).bool() for region in regions]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import reduce
+from itertools import islice, takewhile
 from typing import Protocol
 
 import torch
@@ -14,17 +14,28 @@ from torch import Tensor
 
 from detcam.auditing.case import CONFIRMED, PERSISTING, Intervention, Trial
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
-from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult, union
+from detcam.auditing.verification.hypothesis import (
+    EvidencePart,
+    Hypothesis,
+    VerificationResult,
+    better_result,
+    is_confirmed,
+    more_effective_result,
+    union,
+    without_evidence,
+)
 from detcam.auditing.verification.interventions import (
     Criterion,
     Interventions,
     Investigation,
     Removal,
     keeping,
+    limiting,
     remembering,
     run_investigations,
     sparing,
 )
+from detcam.auditing.verification.joint_removal import JOINT_NAME, find_joint_regions
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import probe_regions
 from detcam.auditing.verification.region_reduction import distinct_pixels, reduce_region, try_with_margin
@@ -38,6 +49,7 @@ from detcam.auditing.verification.region_search import (
 from detcam.auditing.verification.removal_map import removal_map
 from detcam.auditing.verification.second_boxes import may_lie_outside
 from detcam.auditing.verification.surroundings import (
+    LIGHT,
     SURROUNDINGS,
     SURROUNDINGS_FILLS,
     Surroundings,
@@ -48,7 +60,6 @@ from detcam.auditing.verification.transplants import Transplantation
 from detcam.auditing.verification.verdict import (
     MAX_STRONG_FRACTION,
     MIN_WEAK_EFFECT,
-    Verdict,
     decide_verdict,
     remaining_score,
 )
@@ -63,6 +74,9 @@ MIN_CONTEXT_FRACTION = 0.008
 """Minimum fraction of the image that the region outside the box covers which is tried as a further part."""
 MAX_CONFUSION_TRIALS = 8
 """Number of perturbed images from which on the maps are not searched further for a region that changes the class."""
+MAX_BLACK_BOX_TRIALS = 57
+"""Maximum number of perturbed images of a case without gradients; with those that detect, there are up to 60."""
+TRIAL_LIMIT_REASON = f"no region was verified within {MAX_BLACK_BOX_TRIALS} perturbed images"
 MAX_DISTINCT = 4
 """Maximum number of regions without which the object is lost, in which the pixels with distinct colors are tried."""
 BOX_CONTROL: Intervention = "box control"
@@ -102,6 +116,7 @@ class Verifier:
         fills = fills if fills is not None else (RingFill(), LinearFill())
         self.interventions = Interventions(scorer, (*fills, *SURROUNDINGS_FILLS))
         self.fill_count = len(fills)
+        self._results: list[VerificationResult] | None = None
         self._image = self.interventions.area.image[0].cpu().float()
 
     def verify(self, hypotheses: Sequence[Hypothesis | InvestigatedHypothesis]) -> list[VerificationResult]:
@@ -111,13 +126,27 @@ class Verifier:
     def investigate(self, hypothesis: Hypothesis | InvestigatedHypothesis) -> Investigation[VerificationResult]:
         """The procedure that verifies a hypothesis."""
         if isinstance(hypothesis, Hypothesis):
-            return remembering((self._investigate_outside if hypothesis.is_outside else self._investigate)(hypothesis))
+            return self._investigate_black_box(hypothesis) if hypothesis.is_black_box else self._remembering(hypothesis)
         return remembering(self._investigate_missed(hypothesis))
+
+    def _remembering(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
+        return remembering((self._investigate_outside if hypothesis.is_outside else self._investigate)(hypothesis))
+
+    def _investigate_black_box(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
+        """The procedure without gradients, which ends with the best result so far at a maximum number of images."""
+        own, results = copy.copy(self), list[VerificationResult]()
+        own._results = results
+
+        def interrupted() -> VerificationResult:
+            best = reduce(better_result, results, None)
+            return without_evidence(hypothesis, TRIAL_LIMIT_REASON) if best is None else best
+
+        return limiting(own._remembering(hypothesis), MAX_BLACK_BOX_TRIALS, interrupted)
 
     def _investigate_missed(self, hypothesis: InvestigatedHypothesis) -> Investigation[VerificationResult]:
         """Remove regions, and transplant surroundings if none is confirmed."""
         result = yield from hypothesis.investigate(self.fill_count)
-        if _is_confirmed(result) or hypothesis.transplantation is None:
+        if is_confirmed(result) or hypothesis.transplantation is None:
             return result
         return (yield from hypothesis.transplantation.investigate(result, self.interventions))
 
@@ -136,7 +165,7 @@ class Verifier:
         best: VerificationResult | None = None
         if hypothesis.is_confusion:
             best = yield from self._verify_confusion(hypothesis)
-            if best is not None and _is_confirmed(best):
+            if best is not None and is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_confusion()
         if hypothesis.is_second:
@@ -146,11 +175,11 @@ class Verifier:
                 # The regions of maps are coarse, and those of spots have a margin: either may reach inside.
                 best = yield from sparing(self._verify_proposals(outside), outside.inside)
                 best = None if best is None else best.without(outside.inside)
-            if best is not None and _is_confirmed(best):
+            if best is not None and is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_outside()
-        best = _better(best, (yield from self._verify_proposals(hypothesis)))
-        return best if best is not None else _without_evidence(hypothesis)
+        best = better_result(best, (yield from self._verify_proposals(hypothesis)))
+        return best if best is not None else without_evidence(hypothesis)
 
     def _verify_proposals(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
         """Verify the smallest region of the maps, regions that are removed one by one, then coarse-to-fine removal."""
@@ -169,30 +198,38 @@ class Verifier:
             further = [*ending, *(TriedRegion(-1, each, (), ends=False) for each in outside)]
             probed = Proposal(PROBES_NAME, heatmap)
             result = yield from self._verify_probed(hypothesis, probed, search, ending, further)
-            best = _better(best, result)
-        if not _is_confirmed(best) and maps:
+            best = better_result(best, result)
+        if not is_confirmed(best) and maps:
             result = yield from self._verify(hypothesis, maps, search, found, further)
-            best = _better(best, result)
-        if not _is_confirmed(best) and hypothesis.segments is not None:
+            best = better_result(best, result)
+        if not is_confirmed(best) and hypothesis.segments is not None:
             kept, keeps = (hypothesis.inside, True) if hypothesis.is_outside else (hypothesis.box, False)
             heatmap = yield from removal_map(hypothesis.segments(), kept, hypothesis.score, keeps_box=keeps)
             proposals = [Proposal(REMOVAL_NAME, heatmap)]
             result = yield from self._verify(hypothesis, proposals, self._search(hypothesis, proposals), None, None)
-            best = _better(best, result)
+            best = better_result(best, result)
         return best
 
     def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
         """Verify regions without which the object has another class: single ones, then the smallest of the maps.
 
-        Without maps, coarse-to-fine removal makes one. If none is confirmed, details of the regions without which the
-        object is lost are removed; then the light around the box is evened, and the surroundings are removed, with
+        Without maps, segments around the box are removed together, their light is evened, and coarse-to-fine removal
+        makes a map. If none is confirmed, details of the regions without which
+        the object is lost are removed; then the light around the box is evened, and the surroundings are removed, with
         fills that do not paint them again.
         """
         best: VerificationResult | None = None
         max_fraction = 1.0
-        if not hypothesis.proposals.maps and hypothesis.segments is not None:  # a black box
-            segments, counts = hypothesis.segments(), hypothesis.is_control
-            heatmap = yield from removal_map(segments, hypothesis.box, hypothesis.score, counts)
+        segments = hypothesis.segments() if hypothesis.is_black_box and hypothesis.segments is not None else None
+        if segments is not None:  # a black box
+            best = yield from self._verify_joint(hypothesis, segments)
+            if best is not None and best.verdict.grade == "strong":
+                return best
+            light = yield from self._verify_surroundings(hypothesis, LIGHT)
+            best = light if is_confirmed(light) else best
+            if is_confirmed(best):
+                return best
+            heatmap = yield from removal_map(segments, hypothesis.box, hypothesis.score, hypothesis.is_control)
             hypothesis = replace(hypothesis, proposals=Proposals([Proposal(REMOVAL_NAME, heatmap)]))
             max_fraction = MAX_STRONG_FRACTION  # the surroundings are smaller
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
@@ -201,26 +238,31 @@ class Verifier:
             heatmap, ending = yield from probe_regions(probes, hypothesis.score, hypothesis.box, hypothesis.ends)
             ending.sort(key=lambda each: round(each.score / hypothesis.score, 1))
             result = yield from self._verify_probed(hypothesis, Proposal(PROBES_NAME, heatmap), search, ending, ending)
-            best = _better(best, result)
-            if _is_confirmed(best):
+            best = better_result(best, result)
+            if is_confirmed(best):
                 return best
             # Without an ending, the other regions were among those that were removed together.
             probes = probes.following() if ending else None
         found = yield from search.next_region()
         if found is not None and float(found.region.float().mean()) < max_fraction:
             result = yield from self._verify(hypothesis, maps, search, found, [])
-            best = _better(best, result)
-        if not _is_confirmed(best):
-            best = _better(best, (yield from self._verify_details(hypothesis, search)))
-        first = self.fill_count
+            best = better_result(best, result)
+        if not is_confirmed(best):
+            best = better_result(best, (yield from self._verify_details(hypothesis, search)))
         for surroundings in SURROUNDINGS:
-            if not _is_confirmed(best):
-                other = copy.copy(self)
-                other.fill_count = len(surroundings.fills)
-                result = yield from with_later_fills(other._verify_surroundings(hypothesis, surroundings), first)
-                best = _better(best, result)
-            first += len(surroundings.fills)
+            if not is_confirmed(best):
+                best = better_result(best, (yield from self._verify_surroundings(hypothesis, surroundings)))
         return best
+
+    def _verify_joint(self, hypothesis: Hypothesis, segments: Tensor) -> Investigation[VerificationResult | None]:
+        """Verify the fewest segments in the ring around the box, else anywhere outside, that end the error together."""
+        for within in (ring_around(hypothesis), ~hypothesis.inside):
+            found = yield from find_joint_regions(within, hypothesis, segments, self._image)
+            proposal, ending, further = found
+            if ending:
+                search = self._search(hypothesis, [])
+                return (yield from self._verify_probed(hypothesis, proposal, search, ending, further))
+        return None
 
     def _verify_details(self, hypothesis: Hypothesis, search: RegionSearch) -> Investigation[VerificationResult | None]:
         """Verify the pixels of distinct colors in regions of the maps without which the object is lost."""
@@ -237,6 +279,16 @@ class Verifier:
         return None
 
     def _verify_surroundings(
+        self, hypothesis: Hypothesis, surroundings: Surroundings
+    ) -> Investigation[VerificationResult | None]:
+        """Verify the surroundings of the box with their own fills, which follow those of the verifier."""
+        before = takewhile(lambda each: each is not surroundings, SURROUNDINGS)
+        first = self.fill_count + sum(len(each.fills) for each in before)
+        other = copy.copy(self)
+        other.fill_count = len(surroundings.fills)
+        return (yield from with_later_fills(other._verify_changed(hypothesis, surroundings), first))
+
+    def _verify_changed(
         self, hypothesis: Hypothesis, surroundings: Surroundings
     ) -> Investigation[VerificationResult | None]:
         """Verify the surroundings of the box; None if the error does not end with another light, or without them."""
@@ -273,8 +325,8 @@ class Verifier:
             tried = yield from try_with_margin(each, torch.ones_like(each.region), self.fill_count, hypothesis.ends)
             if tried.ends:
                 result = yield from self._verify_region(hypothesis, proposal, tried, search, further)
-                best = _more_effective(best, result)
-                if _is_confirmed(result):
+                best = more_effective_result(best, result)
+                if is_confirmed(result):
                     break
         return best
 
@@ -298,8 +350,8 @@ class Verifier:
             if found is None:
                 break
             result = yield from self._verify_region(hypothesis, proposals[found.map_index], found, search, further)
-            best = _more_effective(best, result)
-            if _is_confirmed(result):
+            best = more_effective_result(best, result)
+            if is_confirmed(result):
                 break
             found = None
         attempt = search.strongest_attempt()
@@ -322,7 +374,7 @@ class Verifier:
             verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
             return VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
         # Spots have no shape of their own; the regions of maps have.
-        image = self._image if proposal.name == PROBES_NAME else None
+        image = self._image if proposal.name in (PROBES_NAME, JOINT_NAME) else None
         tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count, image)
         area, size = tried.region, float(tried.region.float().mean())
         # Regions that end the error as well are no controls.
@@ -340,10 +392,13 @@ class Verifier:
         compared = [each for each in trials if each.intervention == "without evidence" or hypothesis.is_control(each)]
         limits = hypothesis.limits_of(tried.trials)
         verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=limits)
+        control = random_regions[0] if random_regions else None
+        result = VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
+        if self._results is not None:
+            self._results.append(result)
         if verdict.grade in CONFIRMED:
             parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
-        control = random_regions[0] if random_regions else None
-        return VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
+        return replace(result, parts=tuple(parts))
 
     def _box_controls(
         self,
@@ -440,29 +495,3 @@ def verify_together(
         [replace(result, forward_passes=count) for result, count in islice(results, len(hypotheses))]
         for _, hypotheses in images
     ]
-
-
-def _more_effective(best: VerificationResult | None, result: VerificationResult) -> VerificationResult:
-    """The second of two results, unless the effect of the first is as large; an effect may be NaN."""
-    if best is None or math.isnan(best.verdict.effect):
-        return result
-    return result if result.verdict.effect > best.verdict.effect else best
-
-
-def _is_confirmed(result: VerificationResult | None) -> bool:
-    return result is not None and result.verdict.grade in CONFIRMED
-
-
-def _better(first: VerificationResult | None, second: VerificationResult | None) -> VerificationResult | None:
-    """The confirmed one of two results, else the one whose evidence ends the error, else the second."""
-    if first is None or second is None:
-        return second if first is None else first
-    return second if (_is_confirmed(second), second.ends) >= (_is_confirmed(first), first.ends) else first
-
-
-def _without_evidence(hypothesis: Hypothesis) -> VerificationResult:
-    """The result if no map has any evidence."""
-    empty = torch.zeros_like(hypothesis.box)
-    name = hypothesis.proposals.maps[0].name if hypothesis.proposals.maps else ""
-    verdict = Verdict("not tested", float("nan"), "no region was removed: the maps are empty")
-    return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)

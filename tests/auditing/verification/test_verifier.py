@@ -241,16 +241,45 @@ def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> N
         assert {each.fill for each in result.trials} == {"ring", "mean"}, "of the controls, too"
 
 
-def test_without_maps_the_cause_of_a_wrong_class_is_found_from_coarse_to_fine() -> None:
-    """Groups with the hull, without which nothing is detected, are not split: that would take 45 perturbed images."""
+IN_BOX = (slice(25, 28), slice(25, 28))
+
+
+def test_without_maps_the_cause_of_a_wrong_class_is_found() -> None:
     hull = (slice(29, 32), slice(29, 32))
     image, _ = spots_image(hull, LEFT)
     result = verify(
         Spots([hull, LEFT], boat_or_barge), image, None, segments=lambda: color_segments(image), is_confusion=True
     )
-    assert result.proposal.name == "coarse-to-fine removal" and result.forward_passes <= 40
+    assert result.proposal.name == "joint removal of segments" and result.forward_passes <= 20
     assert result.verdict.reason.startswith("class flipped without the evidence; effect"), result.verdict.reason
     assert bool(result.evidence[LEFT].any()) and not bool(result.evidence[hull].any())
+
+
+@pytest.mark.parametrize("either", [False, True])
+def test_without_maps_causes_that_act_together_or_replace_one_another(either: bool) -> None:
+    """No single region changes the class if either of two suffices."""
+    hull = (slice(29, 32), slice(29, 32))
+    image, _ = spots_image(hull, LEFT, RIGHT)
+
+    def combine(blueness: Tensor) -> Tensor:
+        cues = blueness[1:].amax(0) if either else blueness[1:].amin(0)
+        return boat_or_barge(torch.stack([blueness[0], cues]))
+
+    network = Spots([hull, LEFT, RIGHT], combine)
+    result = verify(network, image, None, segments=lambda: color_segments(image), is_confusion=True)
+    assert result.verdict.grade in ("strong", "weak") and result.forward_passes <= 30, result.verdict.reason
+    assert bool(result.needed[LEFT].any()) and bool(result.needed[RIGHT].any()) and not bool(result.needed[hull].any())
+    assert [part.needed for part in result.parts] == ([False, False] if either else [True])
+
+
+def test_a_case_without_maps_ends_at_a_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    hull = (slice(30, 33), slice(30, 33))
+    image, _ = spots_image(hull, IN_BOX)
+    network = Spots([hull, IN_BOX], boat_or_barge)
+    monkeypatch.setattr(verifier, "MAX_BLACK_BOX_TRIALS", 9)
+    result = verify(network, image, None, segments=lambda: color_segments(image), is_confusion=True)
+    assert result.verdict.grade == "not tested" and "perturbed images" in result.verdict.reason
+    assert result.forward_passes <= 9
 
 
 def test_light_that_fades_slowly_is_evened() -> None:
