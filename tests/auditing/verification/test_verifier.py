@@ -190,7 +190,7 @@ def test_without_a_region_that_changes_the_class_the_words_say_so() -> None:
     image, spots = spots_image(HULL)
     result = verify(Spots([HULL], lambda blueness: blueness[0]), image, spots, is_confusion=True)
     assert result.verdict.grade == "weak" and bool(result.evidence[HULL].any())
-    assert result.verdict.reason.endswith("; no region was found without which the object has another class")
+    assert result.verdict.reason.endswith("weak because no region was found without which the object has another class")
 
     flipped, vanished = (Trial("without evidence", "ring", 0.1, outcome) for outcome in ("class flipped", "vanished"))
     (said,) = claim_about(spots).without_confusion().limits_of([flipped, vanished])
