@@ -19,7 +19,7 @@ from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.verification.hypothesis import EvidencePart, VerificationResult
-from detcam.auditing.verification.interventions import Investigation, Removal, keeping
+from detcam.auditing.verification.interventions import Interventions, Investigation, Removal, keeping
 from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.verdict import Verdict
@@ -27,6 +27,8 @@ from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
 from detcam.outputs import Candidates, DetectionTarget, DetectorOutput
+from detcam.perturbation.base import ImageScorer
+from detcam.perturbation.fills import LinearFill, RingFill
 from detcam.targets import BoxTarget, EdgesTarget, MaskErrorTarget
 
 SIZE = 64
@@ -116,7 +118,16 @@ def error_image(adapter: MaskAdapter, mask: Tensor, iou_threshold: float) -> Err
     return ErrorImage(scene(), replace(found, masks=None), truth, [analysis[0]], [case])
 
 
-def test_the_cause_of_a_wrong_mask_is_verified_by_the_mask(adapter: MaskAdapter) -> None:
+def test_the_cause_of_a_wrong_mask_is_verified_by_the_mask(
+    adapter: MaskAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Removal] = []
+
+    def record(self: Interventions, requests: Sequence[Removal], perturb: Any = Interventions.perturbed) -> Tensor:
+        tried.extend(requests)
+        return perturb(self, requests)
+
+    monkeypatch.setattr(Interventions, "perturbed", record)
     explainer = ErrorExplainer(adapter, None, adapter.names, 0.3, masks=True, iou_threshold=0.7)
     ((explained,),) = explainer.explain([error_image(adapter, OBJECT, 0.7)])
     case = explained.case
@@ -128,6 +139,21 @@ def test_the_cause_of_a_wrong_mask_is_verified_by_the_mask(adapter: MaskAdapter)
     without = [trial for trial in case.trials if trial.intervention == "without evidence"]
     assert {trial.outcome for trial in without} == {"mask corrected"} and max(t.score for t in without) < 0.1
     assert "mask corrected without the evidence" in case.sentence
+    for each in tried:  # the object is never removed, by no margin of a region either
+        assert each.kept is not None and torch.equal(each.kept, OBJECT) and not (each.region & OBJECT).any()
+
+
+@pytest.mark.parametrize("kept", [None, OBJECT])
+def test_fills_do_not_continue_the_colors_of_what_is_kept(adapter: MaskAdapter, kept: Tensor | None) -> None:
+    beside = torch.zeros_like(OBJECT)
+    beside[24:40, 34:40] = True
+    batch = adapter.prepare([scene()])
+    output = adapter.outputs(adapter.forward(batch), batch)[0]
+    images = Interventions(ImageScorer(adapter, batch, output, []), (RingFill(), LinearFill()))
+    filled = images.perturbed([Removal("without evidence", beside, fill, kept) for fill in (0, 1)])
+    assert all(bool((each[:, OBJECT] == 1).all()) for each in filled)
+    for each in filled:  # the ground has 0.2, and linear imputation adds noise
+        assert (float(each[:, beside].max()) < 0.3) == (kept is not None)
 
 
 def test_a_wrong_mask_without_a_cause_is_not_confirmed(adapter: MaskAdapter) -> None:
