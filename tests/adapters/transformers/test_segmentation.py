@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from detcam import HiResCAM
 from detcam.adapters import adapt
 from detcam.adapters.transformers.masks import TransformersMaskQueries, TransformersSemanticQueries
+from detcam.adapters.transformers.queries import mask_values
 from detcam.adapters.transformers.segmentation import TransformersSegmenter
-from detcam.targets import InstanceMaskTarget, MaskTarget
+from detcam.geometry import Geometry
+from detcam.targets import InstanceMaskTarget, MaskErrorTarget, MaskTarget
 from detcam.testing import check_adapter
 from detcam.testing.state import ModelState
 from detcam.trace import guarded
@@ -226,3 +228,15 @@ def test_masks_of_rf_detr_are_those_of_the_library() -> None:
     check_adapter(adapter, IMAGES)
     target = InstanceMaskTarget(tuple(found.boxes_xyxy[0].tolist()), int(found.labels[0]), found.source[0])
     assert float(torch.as_tensor(HiResCAM(adapter).explain([image], [[target]])[0].scores)[0]) != 0
+
+
+def test_the_error_of_a_query_mask_is_read_on_the_image_alone() -> None:
+    geometry = Geometry((60, 100), (128, 128), (1.28, 1.28), (0.0, 25.6))  # rows 3 to 12 of 16 touch the image
+    truth = torch.zeros(60, 100, dtype=torch.bool)
+    truth[:, :50] = True
+    target = MaskErrorTarget((0, 0, 100, 60), 0, mask=truth)
+    masks = torch.full((2, 16, 16), 5.0)
+    masks[1, 3:13, 8:] = -1.0
+    masks[1, 3:13, 6:8] = -2.0  # an eighth of the image, on the object
+    values = mask_values(masks, [target, target], [0, 1], geometry)
+    assert [float(value) for value in values] == [2.5, 0.25]
