@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,7 +112,7 @@ def print_comparison(comparison: AuditComparison) -> None:
     table = make_table("cause", "status", *columns, right=columns)
     for change in comparison.causes:
         low, high = change.difference_interval
-        cost = f"{change.old_delta_ap:.3f} to {change.new_delta_ap:.3f}"
+        cost = f"{change.old_delta_ap:.3f} to {change.new_delta_ap:.3f}" if isfinite(change.new_delta_ap) else "-"
         counts = str(change.old_count), str(change.new_count), f"{low:+.0f} to {high:+.0f}"
         table.add_row(printable(change.cause.name), change.status, *counts, cost)
     if comparison.causes:
@@ -120,8 +121,8 @@ def print_comparison(comparison: AuditComparison) -> None:
     types = make_table("error", *columns[:2], "delta AP", "change", right=columns)
     for kind in comparison.types:
         low, high = kind.delta_ap_interval
-        cost = f"{kind.old_delta_ap:.3f} to {kind.new_delta_ap:.3f}"
-        types.add_row(kind.type, str(kind.old_count), str(kind.new_count), cost, f"{low:+.3f} to {high:+.3f}")
+        costs = (f"{kind.old_delta_ap:.3f} to {kind.new_delta_ap:.3f}", f"{low:+.3f} to {high:+.3f}")
+        types.add_row(kind.type, str(kind.old_count), str(kind.new_count), *(costs if isfinite(low) else ("-", "-")))
     console.print()
     console.print(types)
     console.print(f"\n{comparison.report}", soft_wrap=True)

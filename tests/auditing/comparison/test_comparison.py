@@ -18,12 +18,13 @@ from detcam import adapt
 from detcam.auditing.case import AuditCase, EvidenceKind, GroundTruthObject
 from detcam.auditing.comparison import AuditComparison, compare_audits
 from detcam.auditing.comparison.bootstrap import Bootstrapped, paired_delta_ap
-from detcam.auditing.comparison.causes import compare_causes
+from detcam.auditing.comparison.causes import CauseChange, compare_causes
+from detcam.auditing.comparison.comparison import TypeChange
 from detcam.auditing.comparison.pairs import pair_errors
 from detcam.auditing.comparison.record import AuditRecord, check_comparable
 from detcam.auditing.grouping.hierarchy import Cause, build_causes
 from detcam.cli.app import app
-from detcam.cli.compare import failure, parse_condition
+from detcam.cli.compare import failure, parse_condition, print_comparison
 from detcam.demo.model import load_demo_detector
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.comparison.records import make_case, make_record, missed_object
@@ -244,6 +245,15 @@ def test_conditions() -> None:
     found = AuditComparison("a", "b", 9, 0.8, 0.75, (-0.1, 0.0), (), (), (), ((0, 0), (0, 0)))
     assert parse_condition("ap:0.01") == 0.01 and parse_condition("new-cause") is None
     assert "fell by 0.050" in failure(found, 0.01) and not failure(found, 0.06) and not failure(found, None)
+
+
+def test_undefined_costs_are_printed_as_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    nan = float("nan")
+    cause = CauseChange(Cause.of(make_case(0)), "new", 0, 9, (5, 12), 0.01, nan, nan, (nan, nan), (), ())  # type: ignore[arg-type]
+    kind = TypeChange("background", 0, 9, nan, nan, (nan, nan))
+    print_comparison(AuditComparison("a", "b", 9, 1.0, 1.0, (0.0, 0.0), (), (cause,), (kind,), ((0, 0), (9, 9))))
+    printed = capsys.readouterr().out
+    assert "nan" not in printed and printed.count(" -") >= 3
 
 
 @pytest.fixture(scope="module")
