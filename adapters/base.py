@@ -125,8 +125,8 @@ class Adapter(ABC):
         wrapper_normalization: how such a wrapper normalizes its input, or None; a batch given as a tensor passes it.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
             it; None where the model applies its own.
-        takes_bytes: whether `prepare` also takes large images in 8 bits (`detcam.data.images.as_float`). A subclass
-            with a `prepare` of its own says so itself.
+        takes_bytes: whether `prepare` also takes large images in 8 bits (`detcam.data.images.as_float`). A class,
+            or mixin, with a `prepare` of its own says so itself.
         fixed_options: arguments of the base class's constructor that the subclass sets itself and does not accept.
     """
 
@@ -153,8 +153,10 @@ class Adapter(ABC):
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "prepare" in vars(cls) and "takes_bytes" not in vars(cls):
-            cls.takes_bytes = False  # the base class's `prepare` does, this one may not
+        # One of the two alone in a class says nothing about the other: the first class with either decides.
+        decides = next((vars(base) for base in cls.__mro__ if {"prepare", "takes_bytes"} & vars(base).keys()), {})
+        if "takes_bytes" not in decides:
+            cls.takes_bytes = False  # the `prepare` of a base class does, this one may not
         if not abstract:
             check_class(cls)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter
+from detcam.data.images import as_float
 from detcam.detections import Detections
 from detcam.testing.models import random_images
 from detcam.testing.state import ModelState, require
@@ -21,8 +22,8 @@ def check_adapter(adapter: Adapter, images: Sequence[Tensor] | None = None) -> N
 
     `predict` returns one `Detections` per image, in image pixels, sorted by score, the same whether an image comes
     alone or with others; each finding gives a target whose score is the score that was reported; that score depends on
-    the default target layers through autograd; prepared batches keep the geometry of each image; the model is left as
-    it was.
+    the default target layers through autograd; prepared batches keep the geometry of each image, and are the same
+    of images in 8 bits if `takes_bytes` says that `prepare` takes them; the model is left as it was.
 
     Args:
         adapter: the adapter of a model that finds something in the images.
@@ -58,7 +59,10 @@ def check_adapter_description(adapter: Adapter) -> None:
 
 
 def check_prepare(adapter: Adapter, images: Sequence[Tensor]) -> None:
-    """Check that a prepared batch has one geometry per image, of that image's size and the input's."""
+    """Check that a prepared batch has one geometry per image, of that image's size and the input's.
+
+    An adapter that takes images in 8 bits prepares the same inputs from these.
+    """
     for group in adapter.groups(images, len(images)):
         batch = adapter.prepare([images[index] for index in group])
         require(len(batch.inputs) == len(group), f"prepare made {len(batch.inputs)} inputs of {len(group)} images")
@@ -71,6 +75,11 @@ def check_prepare(adapter: Adapter, images: Sequence[Tensor]) -> None:
             corner = torch.tensor([[0.0, 0.0, geometry.image_size_hw[1], geometry.image_size_hw[0]]])
             back = geometry.boxes_to_image(geometry.boxes_to_input(corner))
             require(bool((back - corner).abs().max() < 1e-2), "boxes do not come back from the input to the image")
+        if adapter.takes_bytes:
+            levels = [(images[index].clamp(0, 1) * 255).round().byte() for index in group]
+            expected, found = (adapter.prepare(each).inputs for each in ([as_float(image) for image in levels], levels))
+            message = "prepare makes other inputs of uint8 images; call detcam.data.images.as_float, or set takes_bytes"
+            require(found.shape == expected.shape and bool((found - expected).abs().max() < 1e-2), f"{message} = False")
 
 
 def check_predictions(adapter: Adapter, images: Sequence[Tensor]) -> None:

@@ -161,19 +161,46 @@ def test_images_kept_in_bytes_give_the_same_maps(
     assert batches[-1][0].dtype == torch.uint8 and detections.image_size_hw == (157, 211)
 
 
-def test_a_prepare_of_ones_own_gets_floats(photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: list[torch.dtype] = []
+class Recording:
+    """A mixin with a `prepare` of its own."""
 
-    class Own(ClassificationAdapter):
-        family = "own classifier"
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        self.kinds = [image.dtype for image in images]
+        return super().prepare(images)  # type: ignore[misc,no-any-return]
 
-        def prepare(self, images: Sequence[Tensor]) -> Batch:
-            kinds.extend(image.dtype for image in images)
-            return super().prepare(images)
 
+class Mixed(Recording, ClassificationAdapter):
+    family = "mixed classifier"
+
+
+class Own(ClassificationAdapter):
+    family = "own classifier"
+
+    def prepare(self, images: Sequence[Tensor]) -> Batch:
+        self.kinds = [image.dtype for image in images]
+        return super().prepare(images)
+
+
+class Derived(Mixed):
+    family = "derived classifier"
+
+
+class TakesBytes(Mixed):
+    family = "classifier that takes bytes"
+    takes_bytes = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(Own, torch.float32), (Mixed, torch.float32), (Derived, torch.float32), (TakesBytes, torch.uint8)],
+)
+def test_a_prepare_of_ones_own_gets_floats_unless_it_takes_bytes(
+    kind: type, expected: torch.dtype, photograph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "MAX_FLOAT_PIXELS", 157 * 211 - 1)
-    Own(tiny_classifier().model, image_size=32).predict(photograph)
-    assert kinds == [torch.float32]
+    adapter = kind(tiny_classifier().model, image_size=32)
+    adapter.predict(photograph)
+    assert adapter.kinds == [expected]
 
 
 @pytest.mark.parametrize("value_range", [None, (0, 63750)])

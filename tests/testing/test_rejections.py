@@ -106,10 +106,16 @@ def test_metrics(fault: str, match: str) -> None:
         ("order", "sort by score"),
         ("score", "the detection was reported with"),
         ("batch", "predictions change when an image comes alone"),
+        ("bytes", "prepare makes other inputs of uint8 images"),
     ],
 )
 def test_adapters(fault: str, match: str) -> None:
     class WrongAdapter(CustomDetectorAdapter):
+        takes_bytes = fault == "bytes"
+
+        def prepare(self, images: Any) -> Any:
+            return super().prepare([image.float() for image in images])
+
         def detections(self, outputs: Any, batch: Any) -> list[Detections]:
             found = super().detections(outputs, batch)
             if fault == "batch" and len(found) > 1:
