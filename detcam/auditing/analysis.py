@@ -129,8 +129,7 @@ class ErrorAnalysis:
         Raises:
             ValueError: an index is out of range.
         """
-        removed, found = defaultdict[int, list[int]](list), defaultdict[int, list[int]](list)
-        added = defaultdict[int, list[float]](list)
+        removed, found, added = (defaultdict[int, list[int]](list) for _ in range(3))
         removed_objects: Counter[int] = Counter()
         for index in set(indices):
             if not 0 <= index < len(self.errors):
@@ -141,13 +140,14 @@ class ErrorAnalysis:
             elif error.is_false_positive:
                 (found if label == error.label else removed)[error.label].append(int(self.ranks[index]))
                 if label not in (MISSING, error.label):
-                    added[label].append(error.score or 0.0)
+                    added[label].append(index)
         values = {label: summary.average_precision for label, summary in self.classes.items()}
         for label in removed.keys() | found.keys() | added.keys() | removed_objects.keys():
             ranking = self.rankings[label]
             is_removed, is_found = np.zeros((2, len(ranking.hits)), dtype=bool)
             is_removed[removed[label]] = is_found[found[label]] = True
-            values[label] = ranking.corrected(is_removed, is_found, added[label], removed_objects[label])
+            positions = self._positions(label, np.array(added[label], dtype=np.int64))
+            values[label] = ranking.corrected(is_removed, is_found, positions, removed_objects[label])
         return mean_average_precision(values.values())
 
     def delta_ap_of(self, indices: Iterable[int]) -> float:
@@ -168,13 +168,20 @@ class ErrorAnalysis:
             removed, found, added = of_class & ~becomes, of_class & becomes, becomes & ~of_class
             costs[removed] += ranking.without_each()[self.ranks[removed]] - ranking.average_precision
             costs[found] += ranking.found_each(self.ranks[found]) - ranking.average_precision
-            costs[added] += ranking.added_each(columns["score"][added]) - ranking.average_precision
+            positions = self._positions(label, np.flatnonzero(added))
+            costs[added] += ranking.added_each(positions) - ranking.average_precision
         costs /= max(class_count, 1)
         is_missed = columns["detection_index"] < 0
         for label in np.unique(labels[is_missed]).tolist():
             missed = np.flatnonzero(is_missed & (labels == label))
             costs[missed] = self.delta_ap_of(missed[:1].tolist())  # the same for all missed objects of a class
         return costs
+
+    def _positions(self, label: int, rows: np.ndarray) -> np.ndarray:
+        """The positions (k,) of false positives of other classes, indices in `errors`, in the ranking of a class."""
+        columns = self.errors.columns[rows]
+        keys = np.stack([columns["image_index"], columns["detection_index"]], axis=1)
+        return self.rankings[label].positions(columns["score"], keys)
 
     @cached_property
     def ranks(self) -> np.ndarray:

@@ -27,6 +27,7 @@ class Ranking:
         object_count: number of objects of the class.
         scores: (n,) float64 in [0, 1].
         object_images: (object_count,) int64, image index of each object.
+        image_ranks: (images,) int64, rank of each image by its id, which orders equal scores.
     """
 
     hits: np.ndarray
@@ -34,29 +35,44 @@ class Ranking:
     object_count: int
     scores: np.ndarray
     object_images: np.ndarray
+    image_ranks: np.ndarray
 
     @property
     def average_precision(self) -> float:
         """In [0, 1]; NaN if there are no objects."""
         return average_precision(self.hits, self.object_count)
 
+    def positions(self, scores: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Find the places of detections of other classes in the ranking.
+
+        Args:
+            scores: (k,) float64.
+            keys: (k, 2) int64, image index and detection index of each.
+
+        Returns:
+            (k,) int64, number of ranked detections before each.
+        """
+        images, indices = np.concatenate([self.keys, keys]).T
+        order = np.lexsort((indices, self.image_ranks[images], -np.concatenate([self.scores, scores])))
+        is_ranked, result = order < len(self.hits), np.empty(len(scores), dtype=np.int64)
+        result[order[~is_ranked] - len(self.hits)] = np.cumsum(is_ranked)[~is_ranked]
+        return result
+
     def corrected(
-        self, removed: np.ndarray, found: np.ndarray, added_scores: Sequence[float] = (), removed_objects: int = 0
+        self, removed: np.ndarray, found: np.ndarray, added: np.ndarray | None = None, removed_objects: int = 0
     ) -> float:
         """Compute the average precision when errors are corrected.
 
         Args:
             removed: (n,) bool, false positives that are left out.
             found: (n,) bool, false positives that become true positives.
-            added_scores: scores of detections that become true positives of this class, coming from other classes;
-                they rank behind detections with equal scores.
+            added: `positions` of detections of other classes that become true positives of this class.
             removed_objects: number of objects that are left out.
         """
-        added = np.array(added_scores, dtype=np.float64)
-        scores = np.concatenate([self.scores[~removed], added])
-        hits = np.concatenate([(self.hits | found)[~removed], np.ones(len(added), dtype=bool)])
-        ranked = hits[np.argsort(-scores, kind="stable")] if len(added) else hits
-        return average_precision(ranked, self.object_count - removed_objects)
+        hits, kept = self.hits | found, ~removed
+        if added is not None:
+            hits, kept = np.insert(hits, added, True), np.insert(kept, added, True)
+        return average_precision(hits[kept], self.object_count - removed_objects)
 
     def without_each(self) -> np.ndarray:
         """Compute the average precision without each single false positive.
@@ -82,16 +98,13 @@ class Ranking:
         """
         return _with_one(np.flatnonzero(self.hits) + 1, ranks + 1, 0, self.object_count)
 
-    def added_each(self, scores: np.ndarray) -> np.ndarray:
-        """Compute the average precision with one more true positive, for each of (f,) given scores.
-
-        It ranks behind detections with equal scores.
+    def added_each(self, positions: np.ndarray) -> np.ndarray:
+        """Compute the average precision with one more true positive, for each of the `positions` (f,).
 
         Returns:
             (f,) float64.
         """
-        ranks = np.searchsorted(-self.scores, -scores, side="right") + 1
-        return _with_one(np.flatnonzero(self.hits) + 1, ranks, 1, self.object_count)
+        return _with_one(np.flatnonzero(self.hits) + 1, positions + 1, 1, self.object_count)
 
 
 def average_precision(hits: np.ndarray, object_count: int, recalls: np.ndarray = COCO_RECALLS) -> float:
@@ -177,6 +190,12 @@ def mean_average_precision(values: Iterable[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
+def image_ranks(image_ids: Sequence[int | str]) -> np.ndarray:
+    """(images,) int64, the rank of each image by its id, which orders equal scores as in COCO; texts come last."""
+    order = sorted(range(len(image_ids)), key=lambda i: (isinstance(image_ids[i], str), image_ids[i]))
+    return np.argsort(np.array(order, dtype=np.int64))
+
+
 def rank_detections(
     detections: Sequence[Detections] | Sequence[ScoredLabels],
     ground_truths: Sequence[GroundTruth] | Annotations,
@@ -194,9 +213,8 @@ def rank_detections(
     Returns:
         Rankings by class index.
     """
-    order = sorted(
-        range(len(ground_truths)), key=lambda i: (isinstance(ground_truths[i].image_id, str), ground_truths[i].image_id)
-    )
+    ranks = image_ranks([truth.image_id for truth in ground_truths])
+    order = np.argsort(ranks).tolist()
     if not order:
         return {}
     label, score, hit, key, true_label, true_image = concatenate(
@@ -207,7 +225,7 @@ def rank_detections(
     for each in np.union1d(label, true_label).tolist():
         of_class = by_score[label[by_score] == each]
         images = true_image[true_label == each]
-        rankings[int(each)] = Ranking(hit[of_class], key[of_class], len(images), score[of_class], images)
+        rankings[int(each)] = Ranking(hit[of_class], key[of_class], len(images), score[of_class], images, ranks)
     return rankings
 
 

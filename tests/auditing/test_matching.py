@@ -106,7 +106,8 @@ def test_average_precision_of_each_correction_equals_direct_correction(seed: int
     random = np.random.default_rng(seed)
     hits = random.random(40) < [0.5, 0.1, 0.9, 0.0, 1.0][seed]
     scores, none = np.sort(random.random(40))[::-1], np.zeros(40, dtype=bool)
-    ranking = Ranking(hits, np.zeros((40, 2), dtype=np.int64), 45, scores, np.zeros(45, dtype=np.int64))
+    keys = np.stack([np.full(40, 1), np.arange(40)], axis=1)
+    ranking = Ranking(hits, keys, 45, scores, np.zeros(45, dtype=np.int64), image_ranks=np.array([0, 2, 1]))
     each, wrong = ranking.without_each(), np.flatnonzero(~hits)
     assert np.isnan(each[hits]).all()
     for rank, found in zip(wrong.tolist(), ranking.found_each(wrong).tolist(), strict=True):
@@ -115,11 +116,13 @@ def test_average_precision_of_each_correction_equals_direct_correction(seed: int
         assert found == pytest.approx(literal_average_precision(hits | chosen, 45), abs=1e-12)
         assert ranking.corrected(chosen, none) == pytest.approx(each[rank], abs=1e-12)
         assert ranking.corrected(none, chosen) == pytest.approx(found, abs=1e-12)
-    new = np.array([0.0, 0.3, float(scores[7]), 0.9, 1.0])
-    for score, added in zip(new.tolist(), ranking.added_each(new).tolist(), strict=True):
-        longer = np.insert(hits, int((scores >= score).sum()), True)
-        assert added == pytest.approx(literal_average_precision(longer, 45), abs=1e-12)
-        assert ranking.corrected(none, none, [score]) == pytest.approx(added, abs=1e-12)
+    new = np.array([0.0, *[float(scores[7])] * 3, 1.0])
+    new_keys = np.array([[0, 0], [0, 50], [2, 0], [1, 50], [1, 0]])
+    positions = ranking.positions(new, new_keys)
+    assert positions.tolist() == [40, 7, 7, 8, 0], "equal scores by image rank, then by index"
+    for position, added in zip(positions.tolist(), ranking.added_each(positions).tolist(), strict=True):
+        assert added == pytest.approx(literal_average_precision(np.insert(hits, position, True), 45), abs=1e-12)
+        assert ranking.corrected(none, none, np.array([position])) == pytest.approx(added, abs=1e-12)
 
 
 def literal_average_precision(hits: np.ndarray, truths: int) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detcam.auditing.average_precision import COCO_RECALLS
+from detcam.auditing.average_precision import COCO_RECALLS, image_ranks
 from detcam.utils.files import replace_file
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Evaluation:
         """Correct false positives (n,) bool, and leave out objects (m,) bool, as `ErrorAnalysis` does."""
         found = detections & (self.corrected_classes >= 0)
         classes = np.where(found, self.corrected_classes, self.classes)
-        order = np.lexsort((-self.scores, classes))
+        order = np.lexsort((self.indices, image_ranks(self.image_ids)[self.images], -self.scores, classes))
         order = order[(found | ~detections)[order]]
         return replace(
             self,
