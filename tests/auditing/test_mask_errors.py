@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from detcam.adapters.base import Batch
 from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.analysis import analyze_errors
+from detcam.auditing.case import Trial
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage
-from detcam.auditing.verification.hypothesis import EvidencePart, VerificationResult
+from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult
 from detcam.auditing.verification.interventions import Interventions, Investigation, Removal, keeping
 from detcam.auditing.verification.mask_persistence import MaskCriterion
-from detcam.auditing.verification.proposals import Proposal
+from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.verdict import Verdict
+from detcam.auditing.verification.verifier import Verifier
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
@@ -30,6 +32,7 @@ from detcam.outputs import Candidates, DetectionTarget, DetectorOutput
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import LinearFill, RingFill
 from detcam.targets import BoxTarget, EdgesTarget, MaskErrorTarget
+from tests.auditing.verification.driven import answered
 
 SIZE = 64
 BOX = (24.0, 24.0, 44.0, 40.0)
@@ -253,5 +256,36 @@ def test_what_is_kept_is_never_removed() -> None:
         (), Verdict("weak", 0.4, ""), Proposal("", CUE.float()), WHOLE, (part,), WHOLE, ends=True
     )
     without = found.without(OBJECT)
-    for region in (without.evidence, without.parts[0].region, without.control):
-        assert region is not None and torch.equal(region, WHOLE & ~OBJECT)
+    for region in (without.evidence, without.parts[0].region):
+        assert torch.equal(region, WHOLE & ~OBJECT)
+    assert without.control is not None and torch.equal(without.control, WHOLE), "controls are removed whole"
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_controls_are_as_large_as_the_evidence_and_leave_the_object_alone(adapter: MaskAdapter, is_free: bool) -> None:
+    cause, large = torch.zeros(2, SIZE, SIZE, dtype=torch.bool)
+    cause[20:32, 42:46] = True
+    large[:, : 42 if is_free else SIZE] = True
+    large &= ~cause
+    # The map reaches onto the object, and so do most random positions of a region.
+    heatmap = torch.zeros(SIZE, SIZE)
+    heatmap[20:32, 38:46] = 1
+    batch = adapter.prepare([scene()])
+    output = adapter.outputs(adapter.forward(batch), batch)[0]
+    verifier = Verifier(ImageScorer(adapter, batch, output, []))
+    criterion = MaskCriterion(BoxTarget(BOX, 0), large, 0.9, 0.3, large, 0.7)
+    proposals = Proposals([Proposal("map", heatmap)])
+    hypothesis = Hypothesis("case", criterion, 0.9, proposals, large, large, is_outside=True)
+
+    def answer(request: Removal) -> Trial:
+        if bool(request.region[cause].all()):
+            return Trial(request.intervention, str(request.fill), 0.0, "mask corrected")
+        return Trial(request.intervention, str(request.fill), 0.9, "unchanged")
+
+    result, asked = answered(verifier.investigate(hypothesis), answer)
+    assert result.ends and bool(result.evidence.any()) and not bool((result.evidence & large).any())
+    controls = [each.region for each in asked if each.intervention in ("near control", "random control")]
+    assert bool(controls) == is_free
+    assert {int(each.sum()) for each in controls} <= {int(result.evidence.sum())}
+    if not is_free:
+        assert "no control" in result.verdict.reason

@@ -145,13 +145,17 @@ def control_generator(case_id: str) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_controls(region: Tensor, generator: torch.Generator, excluded: Tensor) -> list[Tensor]:
-    """Draw up to `RANDOM_CONTROLS` regions of a region's size and shape that barely overlap the pixels `excluded`."""
-    drawn = [move_region(region, generator, excluded) for _ in range(RANDOM_CONTROLS)]
+def random_controls(
+    region: Tensor, generator: torch.Generator, excluded: Tensor, kept: Tensor | None = None
+) -> list[Tensor]:
+    """Draw up to `RANDOM_CONTROLS` regions of a region's size and shape, as `move_region` does."""
+    drawn = [move_region(region, generator, excluded, kept) for _ in range(RANDOM_CONTROLS)]
     return [each for each in drawn if each is not None]
 
 
-def move_region(region: Tensor, generator: torch.Generator, excluded: Tensor | None = None) -> Tensor | None:
+def move_region(
+    region: Tensor, generator: torch.Generator, excluded: Tensor | None = None, kept: Tensor | None = None
+) -> Tensor | None:
     """Move a region to a random position that barely overlaps it, possibly mirrored.
 
     Pixels that leave the image on one side enter on the other, which keeps the size.
@@ -160,16 +164,19 @@ def move_region(region: Tensor, generator: torch.Generator, excluded: Tensor | N
         region: (h, w) bool.
         generator: draws the positions.
         excluded: (h, w) bool, pixels that the new position must barely overlap; None takes the region.
+        kept: (h, w) bool, pixels that the new position must not overlap, since they are never removed; None has none.
 
     Returns:
-        (h, w) bool; None if no tried position overlaps them by less than `MAX_CONTROL_OVERLAP` of the region.
+        (h, w) bool; None if no tried position overlaps the excluded pixels by less than `MAX_CONTROL_OVERLAP` of the
+        region, and none of the kept ones.
     """
     excluded = region if excluded is None else excluded
     for _ in range(MAX_TRIES):
         shift = [int(torch.randint(side, (), generator=generator)) for side in region.shape]
         flips = [axis for axis in (0, 1) if bool(torch.randint(2, (), generator=generator))]
         moved = region.flip(flips).roll(shift, (0, 1))
-        if float((moved & excluded).sum()) <= MAX_CONTROL_OVERLAP * float(region.sum()):
+        is_free = float((moved & excluded).sum()) <= MAX_CONTROL_OVERLAP * float(region.sum())
+        if is_free and (kept is None or not bool((moved & kept).any())):
             return moved
     return None
 

@@ -82,6 +82,11 @@ class Hypothesis:
         """Whether nothing proposes evidence but removal."""
         return not self.proposals.maps and self.proposals.probes is None and self.segments is not None
 
+    @property
+    def kept(self) -> Tensor | None:
+        """(h, w) bool, the object of a wrong mask, which no removal touches; None of other errors."""
+        return self.inside if isinstance(self.criterion, MaskCriterion) else None
+
     def ends(self, trial: Trial, min_effect: float = MIN_SEARCH_EFFECT) -> bool:
         """Whether a trial clearly ends the error, and costs at least a fraction of the score."""
         if trial.outcome == "class flipped":  # another class above the threshold leaves no doubt
@@ -189,10 +194,9 @@ class VerificationResult:
         return union(self.evidence, self.parts)
 
     def without(self, region: Tensor) -> VerificationResult:
-        """The result without the pixels of a region (h, w) bool."""
+        """The result whose evidence lacks the pixels of a region (h, w) bool; controls are removed as they are."""
         parts = tuple(replace(part, region=part.region & ~region) for part in self.parts)
-        control = None if self.control is None else self.control & ~region
-        return replace(self, evidence=self.evidence & ~region, parts=parts, control=control)
+        return replace(self, evidence=self.evidence & ~region, parts=parts)
 
 
 def union(region: Tensor, parts: Sequence[EvidencePart]) -> Tensor:

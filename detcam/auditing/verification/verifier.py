@@ -376,12 +376,14 @@ class Verifier:
         # Spots have no shape of their own; the regions of maps have.
         image = self._image if proposal.name in (PROBES_NAME, JOINT_NAME) else None
         tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count, image)
-        area, size = tried.region, float(tried.region.float().mean())
+        # Pixels that are kept are no part of what was removed, and a control that had some would be smaller.
+        area = tried.region if hypothesis.kept is None else tried.region & ~hypothesis.kept
+        size = float(area.float().mean())
         # Regions that end the error as well are no controls.
         known = [each.region for each in further or () if each.trials and not bool((each.region & area).any())]
         excluded = torch.stack([union(area, parts), *known]).any(0)
         generator = control_generator(hypothesis.case_id)
-        random_regions = random_controls(area, generator, excluded)
+        random_regions = random_controls(area, generator, excluded, hypothesis.kept)
         trials = [*tried.trials]
         beside = yield from self._box_controls(area, excluded, hypothesis, generator, trials)
         parts += beside
