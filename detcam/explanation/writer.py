@@ -75,7 +75,7 @@ from detcam.outputs import DetectionTarget, as_target
 from detcam.rendering import HeatmapArray
 from detcam.runs import lock_folder
 from detcam.utils.files import json_document, json_number, read_json, remove_temporary_files, replace_file, slug
-from detcam.utils.opencv import cv2, decode_image
+from detcam.utils.opencv import cv2, decode_image, start_threads
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, encode_png, to_jpeg_bytes
 from detcam.visualize.overlay import DEFAULT_COLORMAP
@@ -234,6 +234,7 @@ def write_explanation(
         replace_file(folder / target["overlay"], encode(overlay))
 
     writers = max(min(MAX_WRITERS, MAX_PIXELS_AT_ONCE // (image.shape[0] * image.shape[1])), 1)
+    start_threads()  # here, because those that a writer starts would keep its low priority
     # Drawing and encoding run outside of Python's lock.
     with ThreadPoolExecutor(writers, initializer=_leave_processor_to_network) as pool:
         list(pool.map(write, range(len(explanation))))

@@ -21,3 +21,11 @@ def decode_image(content: bytes, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarra
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         return None
+
+
+def start_threads() -> None:
+    """Start the threads of OpenCV's pool, which the process shares, unless they run.
+
+    Otherwise its first call on a large image starts them, and they keep the priority of the thread that made it.
+    """
+    cv2.cvtColor(np.zeros((512, 512, 3), np.uint8), cv2.COLOR_RGB2GRAY)  # large enough to be divided among threads

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from detcam.explanation.methods_grid import plot_methods
 from detcam.explanation.writer import EXPLANATIONS_FILE, read_heatmap, save_explanations
 from detcam.targets import BoxTarget, ClassifierOutputTarget, InstanceMaskTarget, MaskTarget, with_quantity
 from detcam.utils.files import slug
+from detcam.utils.opencv import cv2
 from detcam.visualize.overlay import grid
 from tests.drawn import noise
 from tests.helpers import tensors
@@ -378,6 +380,40 @@ def test_files_are_encoded_with_lower_priority(
     before = priority()
     explain(classifier, noise(24, 24), top_k=2)[0].save(tmp_path)
     assert found == [min(before + 5, 19)] * 2 and priority() == before
+
+
+@pytest.fixture
+def cv2_threads() -> Iterator[None]:
+    """Two threads of OpenCV, of which one is not started yet."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    cv2.GaussianBlur(noise(600, 600), (5, 5), 2)  # ends the others
+    cv2.setNumThreads(2)
+    yield
+    cv2.setNumThreads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own there")
+@pytest.mark.usefixtures("cv2_threads")
+def test_threads_of_opencv_keep_their_priority(
+    classifier: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads() -> dict[int, int]:
+        found = {}
+        for folder in Path("/proc/self/task").iterdir():
+            with suppress(FileNotFoundError):  # it has ended
+                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[16])
+        return found
+
+    def encode_large(heatmap: np.ndarray) -> bytes:
+        cv2.GaussianBlur(noise(600, 600), (5, 5), 2)
+        return encode(heatmap)
+
+    encode, before = writer.encode_heatmap, threads()
+    monkeypatch.setattr(writer, "encode_heatmap", encode_large)
+    explain(classifier, noise(24, 24), top_k=1)[0].save(tmp_path)
+    started = {thread: nice for thread, nice in threads().items() if thread not in before}
+    assert set(started.values()) <= {before[os.getpid()]}
 
 
 def test_images_with_equal_names_get_different_files(classifier: Adapter, tmp_path: Path) -> None:
