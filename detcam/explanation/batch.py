@@ -41,11 +41,11 @@ from detcam.visualize.overlay import DEFAULT_COLORMAP
 DEFAULT_IMAGES_IN_MEMORY = 4
 """Images that are read, explained and written together by default: their heatmaps are in memory at the same time."""
 
-MAX_SHARD_BATCHES = 2
-"""Maximum number of batches of a shard: one is written while the network runs on the next."""
+MAX_GROUP_BATCHES = 2
+"""Maximum number of batches of a group, the smallest shard: one is written while the network runs on the next."""
 MIN_SHARDS = 8
 """Number of shards from which on they have more than one batch."""
-MAX_LOCAL_SHARD_BATCHES, MIN_LOCAL_SHARDS = 4, 2
+MAX_LOCAL_GROUP_BATCHES, MIN_LOCAL_SHARDS = 4, 2
 """The same for methods that write much of the time, in this process, which needs no shards for others. The network
 waits until the last batch of a shard is written."""
 
@@ -199,7 +199,7 @@ def explain_files(
         def plan() -> Iterator[list[Any]]:
             is_fast = isinstance(engine, LocalEngine) and not cam.compares_scores
             shards = MIN_LOCAL_SHARDS if is_fast else MIN_SHARDS
-            largest = MAX_LOCAL_SHARD_BATCHES if is_fast else MAX_SHARD_BATCHES
+            largest = MAX_LOCAL_GROUP_BATCHES if is_fast else MAX_GROUP_BATCHES
             batches_each = max(min(len(paths) // (shards * images_together), largest), 1)
             for shard in plan_shards(len(paths), images_together * batches_each):
                 described = [{"path": absolute[number], "name": paths[number].name, **identity} for number in shard]

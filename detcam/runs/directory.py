@@ -40,17 +40,26 @@ if TYPE_CHECKING:
     from detcam.runs.engines import Engine, Work
 
 RUN_FOLDER, MANIFEST, SHARDS = "run", "manifest.json", "shards.json"
-RUN_SCHEMA, RUN_VERSION = "detcam/run", 1
+RUN_SCHEMA, RUN_VERSION = "detcam/run", 2
+"""The version rises when the files of a run change, or the numbers in them: a run continues under its version only."""
 MANY_SHARDS = 250
 """Number of shards from which on shards are made larger rather than more numerous."""
-MAX_BATCHES = 64
-"""Maximum number of batches of a shard, which an interruption repeats."""
+MAX_GROUPS = 64
+"""Maximum number of groups of a shard, which an interruption repeats."""
 
 
-def plan_shards(count: int, batch_size: int) -> list[list[int]]:
-    """Divide the range from 0 to `count` into shards of whole batches; the last batch may be smaller."""
-    batches_per_shard = min(max(count // (batch_size * MANY_SHARDS), 1), MAX_BATCHES)
-    return batches(range(count), batches_per_shard * batch_size)
+def plan_shards(count: int, group_size: int) -> list[list[int]]:
+    """Divide the range from 0 to `count` into shards of whole groups; the last group may be smaller.
+
+    Args:
+        count: number of items.
+        group_size: items of the smallest shard, a batch or several.
+
+    Returns:
+        The items of each shard: one group, from `MANY_SHARDS` shards on more, at most `MAX_GROUPS`.
+    """
+    groups_per_shard = min(max(count // (group_size * MANY_SHARDS), 1), MAX_GROUPS)
+    return batches(range(count), groups_per_shard * group_size)
 
 
 @dataclass(frozen=True)

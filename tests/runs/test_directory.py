@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from detcam.runs import CrashLog, Run, lock_folder
+from detcam.runs import CrashLog, Run, lock_folder, plan_shards
 from detcam.runs.crash_log import MAX_CRASHES
 from tests.runs.small_work import SHARDS, Squares, content, make_work, run
 
@@ -57,6 +58,15 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     assert content(tmp_path) == whole and not list((tmp_path / "run" / "squares").glob(".*"))
 
 
+def test_shards_of_many_images_hold_more_groups_up_to_a_limit() -> None:
+    def sizes(count: int) -> set[int]:
+        shards = plan_shards(count, 16)
+        assert list(chain.from_iterable(shards)) == list(range(count))
+        return {len(shard) for shard in shards[:-1]}
+
+    assert sizes(7_999) == {16} and sizes(8_000) == {32} and sizes(300_000) == {1024}
+
+
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b'{"a": [1]}', b"[1, 2]"])
 def test_a_damaged_list_of_shards_is_named(tmp_path: Path, text: bytes) -> None:
     run(tmp_path, make_work())
@@ -78,7 +88,11 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
         run(tmp_path, make_work(), seed=1)
     with pytest.raises(ValueError, match="other settings.*seed was 1 and is now 2"):
         run(tmp_path, make_work(), resume=True, seed=2)
-    (tmp_path / "run" / "manifest.json").write_text("{")
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 1}))  # before verdicts changed
+    with pytest.raises(ValueError, match="expected detcam/run version 2, got detcam/run version 1; move it away"):
+        run(tmp_path, make_work(), resume=True, seed=1)
+    manifest.write_text("{")
     with pytest.raises(ValueError, match=r"manifest.json is not valid JSON"):
         run(tmp_path, make_work(), resume=True, seed=1)
 
