@@ -15,8 +15,9 @@ from PIL import Image
 from detcam.auditing.case import AuditCase, Box
 from detcam.auditing.report.layout import AUDIT, COCO
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
+from detcam.data.coco_files import ImageFinder
 from detcam.data.images import load_image, to_uint8
-from detcam.utils.files import check_report, read_json
+from detcam.utils.files import check_report, is_in_folder, read_json
 from detcam.utils.opencv import cv2
 
 
@@ -58,7 +59,7 @@ class ReportImage:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The report of an audit.
+    """The report of an audit, which may be somebody else's: the names in it cannot lead out of the two folders.
 
     Attributes:
         folder: folder of the report.
@@ -112,7 +113,7 @@ class ReportData:
                 image_id=entry["image_id"],
                 file_name=entry["file_name"],
                 size_hw=(entry["height"], entry["width"]),
-                path=self.folder / entry["file"],
+                path=self._path(entry["file"]),
                 objects=tuple(
                     ReportObject(item["name"], tuple(item["box_xyxy"]), item["crowd"], item["annotation_id"])
                     for item in entry["objects"]
@@ -138,15 +139,30 @@ class ReportData:
             return {index: labels.get(index, f"class {index}") for index in range(max(labels, default=-1) + 1)}
         return dict(enumerate(self.categories))
 
+    @cached_property
+    def _finder(self) -> ImageFinder | None:
+        return None if self.images_dir is None else ImageFinder(self.images_dir)
+
     def original(self, image: ReportImage) -> Path | None:
-        """The file of an image in the folder of the original images; None if it is not there."""
-        path = None if self.images_dir is None else self.images_dir / image.file_name
-        return path if path is not None and path.is_file() else None
+        """The file of an image in the folder of the original images, found as in audits; None if it is not there."""
+        return None if self._finder is None else self._finder.find(image.file_name)[0]
 
     def case_file(self, case: AuditCase, kind: str) -> Path | None:
         """A file of a case, such as its ``"heatmap"``; None if there is none."""
         name = self.files[case.id].get(kind)
-        return self.folder / name if name and (self.folder / name).is_file() else None
+        path = self._path(name) if name else None
+        return path if path is not None and path.is_file() else None
+
+    def _path(self, name: str) -> Path:
+        """The path of a file of the report.
+
+        Raises:
+            ValueError: it lies outside of the report's folder.
+        """
+        path = self.folder / name
+        if not is_in_folder(path, self.folder):
+            raise ValueError(f"{self.folder / AUDIT} names a file outside of its folder: {name:.200}; audit again")
+        return path
 
     def pixels(self, image: ReportImage) -> np.ndarray:
         """Read an image: (H, W, 3) uint8 RGB in its original size."""

@@ -428,6 +428,29 @@ def test_an_interrupted_repair_runs_again(report: Path, tmp_path: Path, monkeypa
     assert (tmp_path / "README.md").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("name", ["../outside/0.png", "/outside/0.png", "linked/0.png"])
+def test_names_do_not_lead_out_of_the_folders(name: str, report: Path, originals: Path, tmp_path: Path) -> None:
+    images, outside = tmp_path / "images", tmp_path / "outside"
+    images.mkdir(), outside.mkdir()
+    Image.fromarray(np.full((SIZE, SIZE, 3), 255, np.uint8)).save(outside / "0.png")
+    (images / "linked").symlink_to(outside)
+    (images / "inside.png").symlink_to(originals / "1.png")
+    shutil.copy(originals / "1.png", images / "1.png")
+    name = name.replace("/outside", str(outside)) if name.startswith("/") else name
+    content = json.loads((report / "audit.json").read_text())
+    content["images"][0]["file_name"] = name
+    data = ReportData(report, content, images)
+    first, second, *_ = data.images.values()
+    assert data.original(first) is None and data.pixels(first).mean() < 200, "the image of the report is taken"
+    assert data.original(second) == images / "1.png" and data.original(replace(second, file_name="inside.png")) is None
+    content["images"][0]["file"] = content["cases"][0]["files"]["needed"] = str(outside / "0.png")
+    data = ReportData(report, content, images)
+    with pytest.raises(ValueError, match="names a file outside of its folder: .*0.png"):
+        data.images  # noqa: B018
+    with pytest.raises(ValueError, match="names a file outside of its folder: .*0.png"):
+        data.evidence(data.cases[content["cases"][0]["id"]])
+
+
 def test_wrong_arguments(report: Path, repaired: Path, tmp_path: Path) -> None:
     detcam.repair(report, repaired, transplants=0)
     assert len(list((repaired / "counterfactual" / "labels").iterdir())) == 4, "an earlier repair is replaced"
