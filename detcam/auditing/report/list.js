@@ -175,17 +175,6 @@ function inPlace(from, change) {
   const before = node.getBoundingClientRect().top;
   change();
   scrollBy(0, node.getBoundingClientRect().top - before);
-  if (++replaced % CLEANING_PERIOD === 0) cleanUp();
-}
-
-// Asks the browser to clean up while the user scrolls: it waits until scripts have made much garbage, and hardly counts the
-// layout of cards that are gone, which is most of it. A buffer that nobody touches takes no memory, but counts.
-const CLEANING_PERIOD = 5; // replacements of CHUNK cards
-let replaced = 0;
-function cleanUp() {
-  try {
-    for (let i = 0; i < 2; i++) new ArrayBuffer(512 << 20);
-  } catch { /* too few addresses: the browser cleans up later */ }
 }
 
 // Draws cards until the ends of the drawn part are out of view.

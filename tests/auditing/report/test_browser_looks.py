@@ -158,7 +158,6 @@ def test_only_cards_near_the_window_exist(look: Open, tmp_path: Path) -> None:
     many = tuple(replace(few[at % len(few)], id=f"case-{at}", score=1 - at / 1000, group=None) for at in range(1000))
     page = look(write(tmp_path, samples, summary_of(samples, cases=many, groups=())))
     page.select_option("#by-order", "score")
-    page.evaluate("globalThis.ArrayBuffer = function (size) { globalThis.untouched = size; }")
     positions = "[...document.querySelectorAll('#list li')].map(node => Number(node.getAttribute('aria-posinset')))"
     seen: set[int] = set()
     for _ in range(60):
@@ -172,7 +171,6 @@ def test_only_cards_near_the_window_exist(look: Open, tmp_path: Path) -> None:
             page, f"Number(document.querySelector('#list li:last-child').getAttribute('aria-posinset')) > {drawn[-1]}"
         )
     assert seen == set(range(1, 1001)) and drawn[0] > 700
-    assert page.evaluate("untouched") > 1e8, "the browser is asked to clean up"
     assert page.locator("#list li").last.get_attribute("aria-setsize") == "1000"
     for _ in range(60):
         if page.evaluate(positions)[0] == 1:
