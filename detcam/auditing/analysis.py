@@ -156,7 +156,7 @@ class ErrorAnalysis:
 
     @cached_property
     def delta_ap_by_error(self) -> np.ndarray:
-        """(n,) float64, the cost of each single error, as `delta_ap_of`."""
+        """(n,) float64, the cost of each single error, as `delta_ap_of`; NaN for the only object, if it is missed."""
         columns, labels = self.errors.columns, self.errors.columns["label"]
         costs = np.zeros(len(columns))
         class_count = sum(not np.isnan(ranking.average_precision) for ranking in self.rankings.values())

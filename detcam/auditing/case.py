@@ -207,7 +207,8 @@ class AuditCase:
         ground_truth: the object that the error concerns, or None.
         delta_ap: increase of average precision (COCO's, at the audit's IoU threshold) when this error alone is
             corrected, as in `ErrorAnalysis.average_precision_corrected`; NaN if neither its class nor that of the
-            object that it then finds has objects, so that average precision is undefined.
+            object that it then finds has objects, or if it is a missed object and the only object of all, so that
+            average precision is undefined.
         question: the question that the heatmap answers: ``"why platelet rather than red cell?"``.
         method: name of the heatmap method; empty if the case is not explained.
         proposal: what proposed the evidence: one of the maps of the portfolio, or the method.
@@ -230,6 +231,7 @@ class AuditCase:
         effect: the score that the evidence costs beyond the costliest control, relative to the score, in [-1, 1]; of a
             missed object, the score gained without it beyond all controls, relative to the threshold; NaN if it was
             not measured.
+        compared_controls: number of controls that `effect` compares; 0 if it was not measured.
         error_rate: measured share of wrong regions that get this verdict; NaN if it confirms nothing, and for missed
             objects.
         reason: the reason for the verdict.
@@ -274,6 +276,7 @@ class AuditCase:
     parts: tuple[CasePart, ...] = ()
     verdict: Grade = "not tested"
     effect: float = math.nan
+    compared_controls: int = 0
     error_rate: float = math.nan
     reason: str = ""
     failure_stage: str = ""
@@ -333,7 +336,8 @@ class ErrorGroup:
         evidence_kind: kind of the evidence.
         evidence_location: most frequent location of the confirmed evidence; None if none is confirmed.
         case_ids: ids of its cases, the nearest to the group's center first.
-        delta_ap: increase of average precision when all of them are corrected; NaN if their classes have no objects.
+        delta_ap: increase of average precision when all of them are corrected; NaN if their classes have no objects,
+            or no objects are left without the missed ones.
         confirmed_count: number of its cases that are confirmed.
         sentence: summary of the group in one line.
         background_type: most frequent type of its background errors; else None.

@@ -146,6 +146,7 @@ def _with_verdict(
         parts=tuple(parts),
         verdict=verified.verdict.grade,
         effect=verified.verdict.effect,
+        compared_controls=verified.verdict.compared_controls,
         # The stated rates were measured for detections.
         error_rate=math.nan if case.type == "missed" else verified.verdict.error_rate,
         reason=verified.verdict.reason,

@@ -73,7 +73,7 @@ def test_evidence_that_was_removed_with_a_part_of_the_box_does_not_lie_outside(c
     heatmap[2:6, 4:7] = 1.0
     verified = VerificationResult(
         (Trial("without evidence", "ring", 0.1, "vanished"),),
-        Verdict("strong", 0.7, ""),
+        Verdict("strong", 0.7, "", compared_controls=3),
         Proposal("map", heatmap),
         evidence,
         (),
@@ -84,5 +84,6 @@ def test_evidence_that_was_removed_with_a_part_of_the_box_does_not_lie_outside(c
     regions |= {"predicted box": inside, "scene": ~inside}
     made = make_case(image_size_hw=(8, 8), box_xyxy=(0.0, 0.0, 4.0, 8.0))
     case = conclude(made, "portfolio", verified.proposal, regions, SameFrame(), [], verified).case  # type: ignore[arg-type]
+    assert case.compared_controls == 3
     assert outside_share(case) == outside and is_outside(case) == (outside == 1)
     assert ("lies outside the box" in case.sentence) == (outside == 1)

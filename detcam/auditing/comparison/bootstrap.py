@@ -96,9 +96,13 @@ def paired_delta_ap(
     """(B,) delta AP of some errors of the old and of the new audit.
 
     Errors whose classes have no objects cost nothing beside others that have a cost; without others, both are NaN.
+    Samples in which average precision is undefined are NaN.
     """
     costs = [side.delta_ap(of_side) for side, of_side in zip(sides, cases, strict=True)]
     is_known = [bool(of_side) and not np.isnan(cost).all() for cost, of_side in zip(costs, cases, strict=True)]
-    old, new = (np.nan_to_num(cost) for cost in costs) if any(is_known) else costs
-    undefined = any(np.isnan(cost).all() for cost in (old, new))
-    return (np.full_like(old, np.nan), np.full_like(new, np.nan)) if undefined else (old, new)
+    if not any(is_known) and any(np.isnan(cost).all() for cost in costs):
+        costs = [np.full_like(cost, np.nan) for cost in costs]
+    elif any(is_known):
+        costs = [np.zeros_like(cost) if np.isnan(cost).all() else cost for cost in costs]
+    old, new = costs
+    return old, new

@@ -25,7 +25,7 @@ function overview() {
   const NUMBERS = [["errors", true], ["delta AP", true]];
   const cost = (item) => change(item.old_delta_ap, item.new_delta_ap, item.delta_ap_interval, 3);
   const isUndefined = (item) => !isKnown(item.old_delta_ap) || !isKnown(item.new_delta_ap);
-  const without = (items) => (isKnown(data.old_average_precision) && items.some(isUndefined) ? " No delta AP (" + NONE + "): the classes of the errors have no objects, so that average precision does not depend on them." : "");
+  const without = (items) => (isKnown(data.old_average_precision) && items.some(isUndefined) ? " No delta AP (" + NONE + "): the classes of the errors have no objects, or no objects are left without the missed ones." : "");
   $("causes").append(el("h2", {}, "Causes of the explained errors"),
     el("p", {class: "note"}, "Old \u2192 new, and the 95\u202f% interval of the change. A cause is new, gone, grown or shrunk if an exact test over images finds its number of errors changed, corrected for the number of causes. Choose a cause to see its errors." + without(data.causes)),
     table("Causes", [["cause"], ["status"], ...NUMBERS], data.causes.map((cause, index) => el("tr", {},

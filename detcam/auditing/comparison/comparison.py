@@ -158,6 +158,7 @@ def compare_audits(old: AuditLike, new: AuditLike, *, out: str | Path | None = N
         TypeError: an argument is neither an audit nor a path.
         ValueError: a folder has no report, the audits are of other images, annotations or thresholds, or `out` contains
             files of another program.
+        RuntimeError: another process works in `out`.
 
     Example:
         >>> import tempfile

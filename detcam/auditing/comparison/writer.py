@@ -17,6 +17,7 @@ from detcam.auditing.comparison.record import AuditRecord
 from detcam.auditing.report.images import region_outline, thumbnail_jpeg
 from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.page import STYLE, assemble_page, read_part
+from detcam.runs import lock_folder
 from detcam.utils.files import json_value, remove_temporary_files, replace_file
 from detcam.visualize.overlay import OVERLAY_ALPHA
 
@@ -41,18 +42,20 @@ def write_comparison(comparison: AuditComparison, old: AuditRecord, new: AuditRe
 
     Raises:
         ValueError: the folder has an ``index.html`` that no comparison wrote.
+        RuntimeError: another process works in the folder.
     """
     if (out / INDEX).exists() and not (out / COMPARISON).exists():
         raise ValueError(f"{out} has a file {INDEX} that no comparison wrote; choose a new folder (out=, --out)")
-    for folder in (out, *(out / name for name in FOLDERS)):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_temporary_files(folder)  # of a process that was killed
-    data = comparison.to_json()
-    copier = _Copier(old, new, out)
-    errors = [{**entry, **copier.pair(pair)} for entry, pair in zip(data["errors"], comparison.pairs, strict=True)]
-    page = render_comparison({**data, "errors": errors, "heat": {"opacity": OVERLAY_ALPHA}})
-    replace_file(out / COMPARISON, json.dumps(data, indent=1).encode())
-    return replace(comparison, report=replace_file(out / INDEX, page))
+    with lock_folder(out):
+        for folder in (out, *(out / name for name in FOLDERS)):
+            folder.mkdir(exist_ok=True)
+            remove_temporary_files(folder)  # of a process that was killed
+        data = comparison.to_json()
+        copier = _Copier(old, new, out)
+        errors = [{**entry, **copier.pair(pair)} for entry, pair in zip(data["errors"], comparison.pairs, strict=True)]
+        page = render_comparison({**data, "errors": errors, "heat": {"opacity": OVERLAY_ALPHA}})
+        replace_file(out / COMPARISON, json.dumps(data, indent=1).encode())
+        return replace(comparison, report=replace_file(out / INDEX, page))
 
 
 class _Copier:

@@ -21,6 +21,7 @@ from detcam.auditing.remedies.relabel import BOXES, CLASSES, MISSING, write_rela
 from detcam.auditing.report.layout import case_stem
 from detcam.auditing.report.report_data import ReportData
 from detcam.auditing.result import Audit
+from detcam.runs.lock import LOCK, lock_folder
 from detcam.utils.console import plural
 from detcam.utils.files import json_bytes, json_value, remove_temporary_files, replace_file
 
@@ -120,6 +121,7 @@ def repair(
     Raises:
         TypeError: `report` is neither an audit nor a path.
         ValueError: the report is missing, an argument is invalid, or `out` has files of another program.
+        RuntimeError: another process works in `out`.
 
     Example:
         >>> import tempfile
@@ -149,9 +151,14 @@ def repair(
         raise ValueError(f"expected transplants of at least 0; got {transplants}")
     data, out = ReportData.load(Path(report), None if images is None else Path(images)), Path(out)
     data.check_annotated()
-    if out.is_dir() and any(out.iterdir()) and not (out / REPAIR).exists():
-        raise ValueError(f"{out} has files that no repair wrote; choose a new folder (out=, --out)")
-    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out):
+        if not (out / REPAIR).exists() and any(file.name != LOCK for file in out.iterdir()):
+            raise ValueError(f"{out} has files that no repair wrote; choose a new folder (out=, --out)")
+        return _write_repair(out, str(report), data, transplants, seed)
+
+
+def _write_repair(out: Path, report: str, data: ReportData, transplants: int, seed: int) -> Repair:
+    """Write the files of a repair into a folder that is locked."""
     remove_temporary_files(out)  # of a process that was killed
     remedies = tuple(_remedy(data, group) for group in [*data.content["groups"], *_single_cases(data)])
     writers: dict[Action, Callable[[Path, ReportData, Sequence[AuditCase]], int]] = {
@@ -163,8 +170,8 @@ def repair(
         "add images": _write_missed,
     }
     files: dict[Action, int] = {}
-    content: dict[str, Any] = {"schema": "detcam/repair", "version": 1, "report": str(report), "files": files}
-    content["remedies"] = [json_value(asdict(remedy)) for remedy in remedies]
+    content: dict[str, Any] = {"schema": "detcam/repair", "version": 1, "finished": False, "report": report}
+    content |= {"files": files, "remedies": [json_value(asdict(remedy)) for remedy in remedies]}
     replace_file(out / REPAIR, json_bytes(content, indent=1))  # so that an interrupted repair can run again
     for action, write in writers.items():
         shutil.rmtree(out / FOLDERS[action], ignore_errors=True)  # of an earlier repair
@@ -173,7 +180,7 @@ def repair(
             files[action] = write(out / FOLDERS[action], data, cases)
     repaired = Repair(remedies, files, out)
     replace_file(out / README, readme(repaired).encode("utf-8", "backslashreplace"))
-    replace_file(out / REPAIR, json_bytes(content, indent=1))
+    replace_file(out / REPAIR, json_bytes({**content, "finished": True}, indent=1))
     return repaired
 
 

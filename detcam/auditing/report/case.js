@@ -96,16 +96,16 @@ function trials(item) {
   const before = el("tr", {class: "before"}, el("th", {scope: "row"}, "original image"), el("td", {}, ""), el("td", {class: "number"}, score(item.score)),
     el("td", {class: "wide"}, bar([{kind: item.type, value: item.score}], 1)), el("td", {}));
   const controls = item.trials.filter((trial) => trial.intervention.includes("control")).length;
-  const compared = /over (\d+) controls/.exec(item.reason || "");
+  const compared = item.compared_controls;
   return [scrollable("Trials", el("table", {class: "trials"}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, before, item.trials.map(row)))),
-    compared && Number(compared[1]) < controls && el("p", {class: "note"}, "The effect compares " + compared[1] + " of the " + controls + " controls: where the object itself is lost, nothing follows for the evidence.")];
+    compared && compared < controls && el("p", {class: "note"}, "The effect compares " + compared + " of the " + controls + " controls. Without each of the others, the object is no longer detected, which says nothing about the evidence.")];
 }
 
 function details(item) {
   const truth = item.ground_truth, group = isKnown(item.group) && groupText(item.group);
   const [left, top, right, bottom] = item.box_xyxy;
   const rows = [
-    ["delta AP", isKnown(item.delta_ap) ? ap(item.delta_ap) : hasAp && "undefined, the class has no objects"],
+    ["delta AP", isKnown(item.delta_ap) ? ap(item.delta_ap) : hasAp && "undefined, " + (item.type === "missed" ? "there is no other object" : "the class has no objects")],
     ["trust", isKnown(item.trust) ? digits(item.trust, 2) : null],
     ...Object.entries(item.trust_signals || {}).filter(([name]) => name !== "score").map(([name, value]) => [name, digits(value, 2)]),
     isUnlabeled ? ["", null] : ["false positive", item.is_false_positive ? "yes" : item.type === "missed" ? "no, a missed object" : "no"],

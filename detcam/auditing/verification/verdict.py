@@ -36,11 +36,13 @@ class Verdict:
         effect: the score that the evidence costs beyond the costliest control, relative to the score, in [-1, 1]; NaN
             without controls.
         reason: the reason in words.
+        compared_controls: number of controls that the effect compares.
     """
 
     grade: Grade
     effect: float
     reason: str
+    compared_controls: int = 0
 
     @property
     def error_rate(self) -> float:
@@ -98,6 +100,7 @@ def decide_verdict(
             effect,
             f"{where} of the same size costs nearly as much (score {highest:.2f} without the evidence, "
             f"{remaining_score(lowest_control):.2f} without the control)",
+            len(controls),
         )
     further = [*limits]
     if all(trial.intervention == "random control" for trial in controls):
@@ -105,7 +108,7 @@ def decide_verdict(
     if parts_needed:
         further.append("other parts of the box are needed as well")
     reason = f"{outcomes} without the evidence; effect {effect:.2f} over {len(controls)} controls of the same size"
-    return _confirmed(effect, evidence_fraction, reason, further)
+    return _confirmed(effect, evidence_fraction, reason, further, len(controls))
 
 
 def decide_appearance(
@@ -142,12 +145,13 @@ def decide_appearance(
             "not confirmed",
             effect,
             f"without {where} of the same size the score is {highest.score:.2f}, without the region {lowest.score:.2f}",
+            len(controls),
         )
     reason = f"score {score:.2f}, and {lowest.score:.2f} without the region"
     reason += f"; effect {effect:.2f} over {len(controls)} controls"
     has_near_control = any(trial.intervention == "near control" for trial in controls)
     further = [] if has_near_control else ["no other region of that size is beside the object"]
-    return _confirmed(effect, evidence_fraction, reason, further)
+    return _confirmed(effect, evidence_fraction, reason, further, len(controls))
 
 
 def decide_transplant(score: float, score_threshold: float, trials: Sequence[Trial], ring_fraction: float) -> Verdict:
@@ -170,17 +174,19 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
     effect = max(min((lowest - max(score, highest)) / score_threshold, 1.0), -1.0)
     reason = f"found in the surroundings of found objects (score {lowest:.2f})"
     if any(trial.outcome == "appeared" for trial in controls):
-        return Verdict("not confirmed", effect, f"{reason}, but in others as well ({highest:.2f})")
+        return Verdict("not confirmed", effect, f"{reason}, but in others as well ({highest:.2f})", len(controls))
     if effect < MIN_WEAK_EFFECT:
         reason += f", which changes little: score {score:.2f}, and at most {highest:.2f} in others"
-        return Verdict("not confirmed", effect, reason)
+        return Verdict("not confirmed", effect, reason, len(controls))
     reason = f"score {score:.2f}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
     reason += f"{len(controls)} controls"
     further = [] if len(controls) >= MIN_TRANSPLANT_CONTROLS else ["there are few controls"]
-    return _confirmed(effect, ring_fraction, reason, further)
+    return _confirmed(effect, ring_fraction, reason, further, len(controls))
 
 
-def _confirmed(effect: float, evidence_fraction: float, reason: str, further_limits: Sequence[str]) -> Verdict:
+def _confirmed(
+    effect: float, evidence_fraction: float, reason: str, further_limits: Sequence[str], compared: int
+) -> Verdict:
     """The verdict on confirmed evidence: strong, or weak with the limits in its reason."""
     limits = [*further_limits]
     if evidence_fraction >= MAX_STRONG_FRACTION:
@@ -188,8 +194,8 @@ def _confirmed(effect: float, evidence_fraction: float, reason: str, further_lim
     if effect < MIN_STRONG_EFFECT:
         limits.insert(0, "the effect is small")
     if not limits:
-        return Verdict("strong", effect, reason)
-    return Verdict("weak", effect, f"{reason}; weak because {', and '.join(limits)}")
+        return Verdict("strong", effect, reason, compared)
+    return Verdict("weak", effect, f"{reason}; weak because {', and '.join(limits)}", compared)
 
 
 def remaining_score(trial: Trial) -> float:

@@ -20,12 +20,14 @@ from detcam.auditing.comparison import AuditComparison, compare_audits
 from detcam.auditing.comparison.bootstrap import Bootstrapped, paired_delta_ap
 from detcam.auditing.comparison.causes import CauseChange, compare_causes
 from detcam.auditing.comparison.comparison import TypeChange
+from detcam.auditing.comparison.paired import interval
 from detcam.auditing.comparison.pairs import pair_errors
 from detcam.auditing.comparison.record import AuditRecord, check_comparable
 from detcam.auditing.grouping.hierarchy import Cause, build_causes
 from detcam.cli.app import app
 from detcam.cli.compare import failure, parse_condition, print_comparison
 from detcam.demo.model import load_demo_detector
+from detcam.runs import lock_folder
 from detcam.synthetic.harbor import DEMO_NAMES
 from tests.auditing.comparison.records import make_case, make_record, missed_object
 from tests.auditing.report.browser import browser, opener, until
@@ -130,6 +132,20 @@ def test_errors_of_classes_without_objects() -> None:
     sides = Bootstrapped.pair(perfect, elsewhere)
     assert np.isnan(paired_delta_ap(sides, ([], cases))).all(), "no number rather than 0"
     assert (paired_delta_ap(sides, ([], []))[1] == 0).all()
+
+
+def test_samples_without_objects_do_not_count() -> None:
+    """One of 40 images has an object. A third of the samples lacks the image, and average precision is undefined."""
+    cases = [make_case(image) for image in range(10)]
+    record = make_record(cases)
+    rows = record.evaluation
+    kept, only = ~rows.hits | (rows.images == 0), np.zeros(1, dtype=np.int64)
+    columns = {name: getattr(rows, name)[kept] for name in ("classes", "images", "indices", "scores", "hits")}
+    corrected = rows.corrected_classes[kept]
+    sparse = replace(rows, object_classes=only, object_images=only, corrected_classes=corrected, **columns)
+    sides = Bootstrapped.pair(*[replace(record, evaluation=sparse)] * 2)
+    old, new = paired_delta_ap(sides, (cases, []))
+    assert 0.2 < np.isnan(old).mean() < 0.5 and interval(old[1:])[0] > 0.3 and np.nanmax(np.abs(new)) == 0
 
 
 def group_of(kind: EvidenceKind, marks: int, first: int = 0, **values: Any) -> list[AuditCase]:
@@ -328,6 +344,10 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
         page.wait_for_selector("#overview:not([hidden])")
         assert not any(page.evaluate(PIXELS)), "the pixels are freed"
         page.get_by_role("button", name="unchanged").click()
+    killed[0].write_bytes(b"of another process")
+    with lock_folder(out), pytest.raises(RuntimeError, match="another run is working"):
+        compare_audits(*reports, out=out)
+    assert killed[0].exists()
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "index.html").write_text("mine")

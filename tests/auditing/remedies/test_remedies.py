@@ -24,13 +24,13 @@ from detcam.auditing.remedies import contact_sheets, remedies
 from detcam.auditing.remedies.contact_sheets import ObjectIndex, crop
 from detcam.auditing.remedies.counterfactuals import fill_pixels, grown, make_counterfactuals, paste_region
 from detcam.auditing.remedies.relabel import relabel_order
-from detcam.auditing.remedies.remedies import Repair
 from detcam.auditing.report import ReportSummary, ReportWriter
 from detcam.auditing.report.report_data import ReportData
 from detcam.cli.app import app
 from detcam.data.annotations import Annotations
 from detcam.data.ground_truth import GroundTruth
 from detcam.perturbation import EvenLightFill
+from detcam.runs import lock_folder
 from tests.auditing.comparison.records import make_case, missed_object
 
 SIZE = 100
@@ -416,15 +416,18 @@ def test_label_studios_own_checks_accept_the_file(repaired: Path) -> None:
 
 
 def test_an_interrupted_repair_runs_again(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(repaired: Repair) -> str:
+    def interrupt(*arguments: object) -> int:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(remedies, "readme", interrupt)
+        patched.setattr(remedies, "write_training_set", interrupt)
         detcam.repair(report, tmp_path, transplants=0)
+    half = json.loads((tmp_path / "repair.json").read_text())
+    assert (tmp_path / "relabel").is_dir() and half["finished"] is False and not half["files"]
     (tmp_path / f".{'0' * 32}.tmp").write_bytes(b"half")
     repaired = detcam.repair(report, tmp_path, transplants=0)
-    assert json.loads((tmp_path / "repair.json").read_text())["files"] == repaired.files != {}
+    content = json.loads((tmp_path / "repair.json").read_text())
+    assert content["finished"] is True and content["files"] == repaired.files != {}
     assert (tmp_path / "README.md").exists() and not list(tmp_path.rglob("*.tmp"))
 
 
@@ -462,6 +465,13 @@ def test_wrong_arguments(report: Path, repaired: Path, tmp_path: Path) -> None:
         detcam.repair(report, tmp_path / "out", transplants=-1)
     with pytest.raises(ValueError, match="folder of images"):
         detcam.repair(report, tmp_path / "out", images=tmp_path / "nowhere")
+    kept = repaired / f".{'0' * 32}.tmp"
+    kept.write_bytes(b"of another process")
+    for folder in (repaired, tmp_path / "new"):
+        with lock_folder(folder), pytest.raises(RuntimeError, match="another run is working"):
+            detcam.repair(report, folder, transplants=0)
+    assert kept.exists()
+    kept.unlink()
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="no repair wrote"):
         detcam.repair(report, tmp_path)

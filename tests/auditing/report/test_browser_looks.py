@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,10 +198,7 @@ def test_controls_that_the_effect_does_not_compare_are_counted(look: Open, tmp_p
     samples = make_images(range(1))
     case = next(case for case in summary_of(samples).cases if case.trials)
     number = sum("control" in trial.intervention for trial in case.trials)
-    cases = [
-        replace(case, id=f"case-{each}", group=None, reason=f"effect 0.80 over {each} controls of the same size")
-        for each in (number - 1, number)
-    ]
+    cases = [replace(case, id=f"case-{each}", group=None, compared_controls=each) for each in (number - 1, number)]
     index = write(tmp_path, samples, summary_of(samples, cases=tuple(cases), groups=()))
     for each in cases:
         page = look(index, f"#case={each.id}", width=320)
@@ -208,6 +206,17 @@ def test_controls_that_the_effect_does_not_compare_are_counted(look: Open, tmp_p
         is_said = f"compares {number - 1} of the {number} controls" in page.inner_text("#case")
         assert is_said == (each.id == f"case-{number - 1}")
         assert page.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
+
+
+def test_undefined_costs_say_why(look: Open, tmp_path: Path) -> None:
+    samples = make_images(range(1))
+    cases = [replace(case, delta_ap=math.nan, group=None) for case in summary_of(samples).cases if case.method]
+    chosen = {case.type == "missed": case for case in cases}
+    index = write(tmp_path, samples, summary_of(samples, cases=tuple(chosen.values()), groups=()))
+    for is_missed, case in chosen.items():
+        text = look(index, f"#case={case.id}").inner_text("#case")
+        assert ("undefined, there is no other object" if is_missed else "undefined, the class has no objects") in text
+    assert set(chosen) == {True, False}
 
 
 def test_images_out_of_view_keep_no_pixels(look: Open, tmp_path: Path) -> None:

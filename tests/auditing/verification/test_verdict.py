@@ -50,6 +50,7 @@ def test_the_effect_is_the_margin_between_the_costliest_control_and_the_weakest_
         trial("random control", "unchanged", "ring", 0.8),
         trial("box control", "unchanged", "ring", 0.7),
     ]
+    assert decide_verdict(0.8, trials, 0.01).compared_controls == 2
     assert decide_verdict(0.8, trials, 0.01).effect == pytest.approx((0.7 - 0.2) / 0.8)
     assert decide_verdict(0.8, trials, 0.01, parts_needed=1).grade == "weak"
 
