@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, Batch
+from detcam.adapters.black_box import gradient_obstacle
 from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
@@ -21,6 +22,7 @@ from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
 from detcam.auditing.sentences import case_sentence
 from detcam.auditing.verification.appearance import AppearanceHypothesis
+from detcam.auditing.verification.black_box import BlackBoxVerifier
 from detcam.auditing.verification.donors import MAX_WINDOW_PIXELS, MIN_DONORS, Donors, window
 from detcam.auditing.verification.evidence import box_region, location_regions, object_under
 from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
@@ -134,6 +136,8 @@ class ErrorExplainer:
     def __post_init__(self) -> None:
         layerless = self.adapter.without_layers()
         self._is_detector = self.adapter.task == "detection"
+        # Not only of this image: a model whose gradients fail on an image is searched like those of other images.
+        self._is_black_box = self.cam is None and gradient_obstacle(self.adapter.model) is not None
         if isinstance(layerless, DetectorAdapter):  # missed objects are looked for among its detections
             layerless = layerless.with_score_threshold(self.score_threshold)
         self._layerless = layerless
@@ -285,7 +289,8 @@ class ErrorExplainer:
                 scorer.early_layers = self.early_layers[0]
                 if scorer.early_layers is not None:
                     scorer.batch_size = default_batch_size(self.adapter.device)
-        return _PreparedImage(mapping, levels, proposals, references, missed, Verifier(scorer), hypotheses)
+        verifier = BlackBoxVerifier(scorer) if self._is_black_box else Verifier(scorer)
+        return _PreparedImage(mapping, levels, proposals, references, missed, verifier, hypotheses)
 
     def _own_levels(self, trace: Trace) -> list[Tensor]:
         """The activations (C, h, w) of the adapter's target layers in a recorded pass of one image."""

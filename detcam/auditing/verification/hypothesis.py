@@ -78,11 +78,6 @@ class Hypothesis:
     limits: tuple[str, ...] = ()
 
     @property
-    def is_black_box(self) -> bool:
-        """Whether nothing proposes evidence but removal."""
-        return not self.proposals.maps and self.proposals.probes is None and self.segments is not None
-
-    @property
     def kept(self) -> Tensor | None:
         """(h, w) bool, the object of a wrong mask, which no removal touches; None of other errors."""
         return self.inside if isinstance(self.criterion, MaskCriterion) else None
@@ -223,9 +218,9 @@ def more_effective_result(first: VerificationResult | None, second: Verification
     return second if second.verdict.effect > first.verdict.effect else first
 
 
-def without_evidence(hypothesis: Hypothesis, reason: str = EMPTY_MAPS_REASON) -> VerificationResult:
+def without_evidence(hypothesis: Hypothesis) -> VerificationResult:
     """The result if no region was verified."""
     empty = torch.zeros_like(hypothesis.box)
     name = hypothesis.proposals.maps[0].name if hypothesis.proposals.maps else ""
-    verdict = Verdict("not tested", math.nan, reason)
+    verdict = Verdict("not tested", math.nan, EMPTY_MAPS_REASON)
     return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)

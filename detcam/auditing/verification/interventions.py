@@ -65,23 +65,6 @@ def asking(
         answer = yield from ask(requests)
 
 
-def limiting(investigation: Investigation[T], limit: int, interrupted: Callable[[], T]) -> Investigation[T]:
-    """An investigation that ends with the result of `interrupted` before it tries more than `limit` images."""
-    count, answer = 0, None
-    while True:
-        try:
-            # A generator starts with None, and then receives the trials that it asked for.
-            requests = investigation.send(answer)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        count += len(requests)
-        if count > limit:
-            investigation.close()
-            return interrupted()
-        answer = yield requests
-
-
 def remembering(investigation: Investigation[T]) -> Investigation[T]:
     """An investigation whose repeated requests are answered with the first trial, without another pass.
 

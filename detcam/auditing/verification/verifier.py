@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import reduce
 from itertools import islice, takewhile
 from typing import Protocol
 
@@ -30,12 +29,11 @@ from detcam.auditing.verification.interventions import (
     Investigation,
     Removal,
     keeping,
-    limiting,
     remembering,
     run_investigations,
     sparing,
 )
-from detcam.auditing.verification.joint_removal import JOINT_NAME, find_joint_regions
+from detcam.auditing.verification.joint_removal import JOINT_NAME
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import probe_regions
 from detcam.auditing.verification.region_reduction import distinct_pixels, reduce_region, try_with_margin
@@ -49,7 +47,6 @@ from detcam.auditing.verification.region_search import (
 from detcam.auditing.verification.removal_map import removal_map
 from detcam.auditing.verification.second_boxes import may_lie_outside
 from detcam.auditing.verification.surroundings import (
-    LIGHT,
     SURROUNDINGS,
     SURROUNDINGS_FILLS,
     Surroundings,
@@ -74,9 +71,6 @@ MIN_CONTEXT_FRACTION = 0.008
 """Minimum fraction of the image that the region outside the box covers which is tried as a further part."""
 MAX_CONFUSION_TRIALS = 8
 """Number of perturbed images from which on the maps are not searched further for a region that changes the class."""
-MAX_BLACK_BOX_TRIALS = 57
-"""Maximum number of perturbed images of a case without gradients; with those that detect, there are up to 60."""
-TRIAL_LIMIT_REASON = f"no region was verified within {MAX_BLACK_BOX_TRIALS} perturbed images"
 MAX_DISTINCT = 4
 """Maximum number of regions without which the object is lost, in which the pixels with distinct colors are tried."""
 BOX_CONTROL: Intervention = "box control"
@@ -116,7 +110,6 @@ class Verifier:
         fills = fills if fills is not None else (RingFill(), LinearFill())
         self.interventions = Interventions(scorer, (*fills, *SURROUNDINGS_FILLS))
         self.fill_count = len(fills)
-        self._results: list[VerificationResult] | None = None
         self._image = self.interventions.area.image[0].cpu().float()
 
     def verify(self, hypotheses: Sequence[Hypothesis | InvestigatedHypothesis]) -> list[VerificationResult]:
@@ -125,23 +118,11 @@ class Verifier:
 
     def investigate(self, hypothesis: Hypothesis | InvestigatedHypothesis) -> Investigation[VerificationResult]:
         """The procedure that verifies a hypothesis."""
-        if isinstance(hypothesis, Hypothesis):
-            return self._investigate_black_box(hypothesis) if hypothesis.is_black_box else self._remembering(hypothesis)
-        return remembering(self._investigate_missed(hypothesis))
-
-    def _remembering(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
-        return remembering((self._investigate_outside if hypothesis.is_outside else self._investigate)(hypothesis))
-
-    def _investigate_black_box(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
-        """The procedure without gradients, which ends with the best result so far at a maximum number of images."""
-        own, results = copy.copy(self), list[VerificationResult]()
-        own._results = results
-
-        def interrupted() -> VerificationResult:
-            best = reduce(better_result, results, None)
-            return without_evidence(hypothesis, TRIAL_LIMIT_REASON) if best is None else best
-
-        return limiting(own._remembering(hypothesis), MAX_BLACK_BOX_TRIALS, interrupted)
+        if not isinstance(hypothesis, Hypothesis):
+            return remembering(self._investigate_missed(hypothesis))
+        investigation = self._investigate(hypothesis)
+        # Of a claim about what lies outside alone, nothing inside is removed, no margin of a region either.
+        return remembering(keeping(investigation, hypothesis.inside) if hypothesis.is_outside else investigation)
 
     def _investigate_missed(self, hypothesis: InvestigatedHypothesis) -> Investigation[VerificationResult]:
         """Remove regions, and transplant surroundings if none is confirmed."""
@@ -149,11 +130,6 @@ class Verifier:
         if is_confirmed(result) or hypothesis.transplantation is None:
             return result
         return (yield from hypothesis.transplantation.investigate(result, self.interventions))
-
-    def _investigate_outside(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
-        """Verify a claim about what lies outside alone: nothing inside is removed, no margin of a region either."""
-        result = yield from keeping(self._investigate(hypothesis), hypothesis.inside)
-        return result.without(hypothesis.inside)
 
     def _investigate(self, hypothesis: Hypothesis) -> Investigation[VerificationResult]:
         """Verify the proposals of one proposer after another until a region is confirmed.
@@ -174,7 +150,6 @@ class Verifier:
             if (yield from may_lie_outside(outside, strongest, self.fill_count)):
                 # The regions of maps are coarse, and those of spots have a margin: either may reach inside.
                 best = yield from sparing(self._verify_proposals(outside), outside.inside)
-                best = None if best is None else best.without(outside.inside)
             if best is not None and is_confirmed(best):
                 return best
             hypothesis = hypothesis.without_outside()
@@ -213,26 +188,19 @@ class Verifier:
     def _verify_confusion(self, hypothesis: Hypothesis) -> Investigation[VerificationResult | None]:
         """Verify regions without which the object has another class: single ones, then the smallest of the maps.
 
-        Without maps, segments around the box are removed together, their light is evened, and coarse-to-fine removal
-        makes a map. If none is confirmed, details of the regions without which
-        the object is lost are removed; then the light around the box is evened, and the surroundings are removed, with
+        Without maps, coarse-to-fine removal makes one. If none is confirmed, details of the regions without which the
+        object is lost are removed; then the light around the box is evened, and the surroundings are removed, with
         fills that do not paint them again.
         """
         best: VerificationResult | None = None
         max_fraction = 1.0
-        segments = hypothesis.segments() if hypothesis.is_black_box and hypothesis.segments is not None else None
-        if segments is not None:  # a black box
-            best = yield from self._verify_joint(hypothesis, segments)
-            if best is not None and best.verdict.grade == "strong":
-                return best
-            light = yield from self._verify_surroundings(hypothesis, LIGHT)
-            best = light if is_confirmed(light) else best
-            if is_confirmed(best):
-                return best
-            heatmap = yield from removal_map(segments, hypothesis.box, hypothesis.score, hypothesis.is_control)
-            hypothesis = replace(hypothesis, proposals=Proposals([Proposal(REMOVAL_NAME, heatmap)]))
-            max_fraction = MAX_STRONG_FRACTION  # the surroundings are smaller
         maps, probes = hypothesis.proposals.maps, hypothesis.proposals.probes
+        if not maps and probes is None and hypothesis.segments is not None:
+            segments = hypothesis.segments()
+            heatmap = yield from removal_map(segments, hypothesis.box, hypothesis.score, hypothesis.is_control)
+            maps = [Proposal(REMOVAL_NAME, heatmap)]
+            hypothesis = replace(hypothesis, proposals=Proposals(maps))
+            max_fraction = MAX_STRONG_FRACTION  # the surroundings are smaller
         search = self._search(hypothesis, maps, MAX_CONFUSION_TRIALS)
         while probes is not None and len(probes.regions):
             heatmap, ending = yield from probe_regions(probes, hypothesis.score, hypothesis.box, hypothesis.ends)
@@ -253,16 +221,6 @@ class Verifier:
             if not is_confirmed(best):
                 best = better_result(best, (yield from self._verify_surroundings(hypothesis, surroundings)))
         return best
-
-    def _verify_joint(self, hypothesis: Hypothesis, segments: Tensor) -> Investigation[VerificationResult | None]:
-        """Verify the fewest segments in the ring around the box, else anywhere outside, that end the error together."""
-        for within in (ring_around(hypothesis), ~hypothesis.inside):
-            found = yield from find_joint_regions(within, hypothesis, segments, self._image)
-            proposal, ending, further = found
-            if ending:
-                search = self._search(hypothesis, [])
-                return (yield from self._verify_probed(hypothesis, proposal, search, ending, further))
-        return None
 
     def _verify_details(self, hypothesis: Hypothesis, search: RegionSearch) -> Investigation[VerificationResult | None]:
         """Verify the pixels of distinct colors in regions of the maps without which the object is lost."""
@@ -372,7 +330,8 @@ class Verifier:
         """Reduce a region that ends the error to the part that is needed, find further parts, and run the controls."""
         if not tried.ends:
             verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
-            return VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
+            result = VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
+            return self._conclude(hypothesis, result)
         # Spots have no shape of their own; the regions of maps have.
         image = self._image if proposal.name in (PROBES_NAME, JOINT_NAME) else None
         tried, parts = yield from reduce_region(tried, proposal, hypothesis, self.fill_count, image)
@@ -396,11 +355,15 @@ class Verifier:
         verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=limits)
         control = random_regions[0] if random_regions else None
         result = VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
-        if self._results is not None:
-            self._results.append(result)
+        concluded = self._conclude(hypothesis, result)
         if verdict.grade in CONFIRMED:
             parts += yield from self._further_parts(tried, parts, hypothesis, search, further)
-        return replace(result, parts=tuple(parts))
+            concluded = self._conclude(hypothesis, replace(result, parts=tuple(parts)))
+        return concluded
+
+    def _conclude(self, hypothesis: Hypothesis, result: VerificationResult) -> VerificationResult:
+        """The result, without what is never removed if the claim is about what lies outside alone."""
+        return result.without(hypothesis.inside) if hypothesis.is_outside else result
 
     def _box_controls(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing.case import LIGHT_FILLS, Trial
-from detcam.auditing.verification import verifier
+from detcam.auditing.verification import black_box, verifier
+from detcam.auditing.verification.black_box import BlackBoxVerifier
 from detcam.auditing.verification.evidence import box_region
-from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult
+from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult
+from detcam.auditing.verification.interventions import Investigation
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
+from detcam.auditing.verification.region_search import TriedRegion
 from detcam.auditing.verification.verifier import Verifier
 from detcam.demo.model import load_demo_detector
 from detcam.methods.common.region_proposals import color_segments
@@ -57,6 +61,8 @@ def verify(
     regions: Sequence[tuple[slice, slice]] = (),
     *,
     is_confusion: bool = False,
+    is_outside: bool = False,
+    kind: type[Verifier] = Verifier,
 ) -> VerificationResult:
     """Verify that a map, if any, shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
     adapter = detector(network.eval(), decode_blueness, names=["boat", "barge"], target_layers="seen").without_layers()
@@ -75,9 +81,8 @@ def verify(
         maps = [] if heatmap is None else [Proposal("map", heatmap)]
         probes = RegionProbes(maps[0].heatmap[None], proposed, torch.zeros(size)) if regions else None
         proposals = Proposals(maps, probes)
-        (result,) = Verifier(scorer, fills).verify(
-            [Hypothesis("case", criterion, score, proposals, box, box, segments, is_confusion=is_confusion)]
-        )
+        claim = Hypothesis("case", criterion, score, proposals, box, box, segments, is_confusion=is_confusion)
+        (result,) = kind(scorer, fills).verify([replace(claim, is_outside=is_outside)])
     return result
 
 
@@ -244,19 +249,22 @@ def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> N
 IN_BOX = (slice(25, 28), slice(25, 28))
 
 
-def test_without_maps_the_cause_of_a_wrong_class_is_found() -> None:
+def verify_black_box(network: nn.Module, image: Tensor, **claim: bool) -> VerificationResult:
+    """Verify without maps."""
+    return verify(network, image, None, segments=lambda: color_segments(image), kind=BlackBoxVerifier, **claim)
+
+
+def test_without_gradients_the_cause_of_a_wrong_class_is_found() -> None:
     hull = (slice(29, 32), slice(29, 32))
     image, _ = spots_image(hull, LEFT)
-    result = verify(
-        Spots([hull, LEFT], boat_or_barge), image, None, segments=lambda: color_segments(image), is_confusion=True
-    )
+    result = verify_black_box(Spots([hull, LEFT], boat_or_barge), image, is_confusion=True)
     assert result.proposal.name == "joint removal of segments" and result.forward_passes <= 20
     assert result.verdict.reason.startswith("class flipped without the evidence; effect"), result.verdict.reason
     assert bool(result.evidence[LEFT].any()) and not bool(result.evidence[hull].any())
 
 
 @pytest.mark.parametrize("either", [False, True])
-def test_without_maps_causes_that_act_together_or_replace_one_another(either: bool) -> None:
+def test_without_gradients_causes_that_act_together_or_replace_one_another(either: bool) -> None:
     """No single region changes the class if either of two suffices."""
     hull = (slice(29, 32), slice(29, 32))
     image, _ = spots_image(hull, LEFT, RIGHT)
@@ -265,21 +273,55 @@ def test_without_maps_causes_that_act_together_or_replace_one_another(either: bo
         cues = blueness[1:].amax(0) if either else blueness[1:].amin(0)
         return boat_or_barge(torch.stack([blueness[0], cues]))
 
-    network = Spots([hull, LEFT, RIGHT], combine)
-    result = verify(network, image, None, segments=lambda: color_segments(image), is_confusion=True)
+    result = verify_black_box(Spots([hull, LEFT, RIGHT], combine), image, is_confusion=True)
     assert result.verdict.grade in ("strong", "weak") and result.forward_passes <= 30, result.verdict.reason
     assert bool(result.needed[LEFT].any()) and bool(result.needed[RIGHT].any()) and not bool(result.needed[hull].any())
     assert [part.needed for part in result.parts] == ([False, False] if either else [True])
 
 
-def test_a_case_without_maps_ends_at_a_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_gradients_has_no_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the absence of maps of one case change what is removed first."""
+    hull = (slice(29, 32), slice(29, 32))
+    image, _ = spots_image(hull, LEFT)
+    monkeypatch.setattr(black_box, "MAX_TRIALS", 3)
+    network = Spots([hull, LEFT], boat_or_barge)
+    result = verify(network, image, None, segments=lambda: color_segments(image), is_confusion=True)
+    assert result.proposal.name == "coarse-to-fine removal" and result.forward_passes > 3
+    assert bool(result.evidence[LEFT].any()) and not bool(result.evidence[hull].any())
+
+
+def test_a_case_without_gradients_ends_at_a_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
     hull = (slice(30, 33), slice(30, 33))
     image, _ = spots_image(hull, IN_BOX)
     network = Spots([hull, IN_BOX], boat_or_barge)
-    monkeypatch.setattr(verifier, "MAX_BLACK_BOX_TRIALS", 9)
-    result = verify(network, image, None, segments=lambda: color_segments(image), is_confusion=True)
-    assert result.verdict.grade == "not tested" and "perturbed images" in result.verdict.reason
-    assert result.forward_passes <= 9
+    monkeypatch.setattr(black_box, "MAX_TRIALS", 9)
+    result = verify_black_box(network, image, is_confusion=True)
+    assert result.verdict.grade == "not confirmed", "images were tested"
+    assert "no region was verified within 9 perturbed images" in result.verdict.reason and result.forward_passes == 9
+    assert bool(result.evidence.any()) and result.trials and not result.ends
+    assert min(each.score for each in result.trials) < 0.6, result.trials
+
+
+def test_at_the_maximum_evidence_outside_the_object_has_no_pixel_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cue = (slice(19, 25), slice(27, 33))
+    image, heatmap = spots_image(cue)
+    heatmap[25:27, 27:33] = heatmap.amax()  # reaches into the box
+    heatmap[RIGHT] = 0.5 * heatmap.amax()  # tried once the cue is verified
+    network = Spots([cue], lambda blueness: blueness[0])
+
+    def not_reduced(tried: TriedRegion, *_: object) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
+        yield from ()
+        return tried, []
+
+    def claim() -> VerificationResult:
+        return verify(network, image, heatmap, is_outside=True, kind=BlackBoxVerifier)
+
+    monkeypatch.setattr(verifier, "reduce_region", not_reduced)
+    whole = claim()
+    monkeypatch.setattr(black_box, "MAX_TRIALS", whole.forward_passes - 1)
+    result = claim()
+    assert result.forward_passes < whole.forward_passes and result.verdict == whole.verdict
+    assert bool(result.evidence[cue].any()) and not bool(result.evidence[25:35, 25:35].any())
 
 
 def test_light_that_fades_slowly_is_evened() -> None:
