@@ -100,13 +100,13 @@ def question_for(
     target = detection_target(detections, error.detection_index)
     if error.ground_truth_index is None or error.type == "background":
         shown = _region_target(detections, error.detection_index) or with_quantity(target, quantity)
-        return ErrorQuestion(f"why a {name} here?", (shown,), target)
+        return ErrorQuestion(f"why {name} here?", (shown,), target)
     true_label = int(ground_truth.labels[error.ground_truth_index])
     true_name = class_name(names, true_label)
     is_known = true_label < FIRST_UNKNOWN_LABEL
     against = true_label if is_known and true_label != target.label else None
     contrast = BoxTarget(target.box_xyxy, target.label, target.source, against=against)
-    why = f"why {name} rather than {true_name}?" if is_known else f"why a {name} here, on a {true_name}?"
+    why = f"why {name} rather than {true_name}?" if is_known else f"why {name} here, on {true_name}?"
     if error.type == "classification":
         return ErrorQuestion(why, (_region_target(detections, error.detection_index, against) or contrast,), target)
     object_xyxy = object_box(ground_truth, error.ground_truth_index)

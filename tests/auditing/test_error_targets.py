@@ -55,7 +55,7 @@ FOUND = Detections(
 def test_question_of_each_error_type() -> None:
     there = truth((BOX, 1), (FAR, 0))
     question = question_for(error("background", None), FOUND, there, NAMES)
-    assert question.targets == (BoxTarget(BOX, 0, SOURCE),) and question.text == "why a cat here?"
+    assert question.targets == (BoxTarget(BOX, 0, SOURCE),) and question.text == "why cat here?"
     question = question_for(error("classification", 0), FOUND, there, NAMES)
     assert question.targets == (BoxTarget(BOX, 0, SOURCE, against=1),) and question.text == "why cat rather than dog?"
     question = question_for(error("localization", 1), FOUND, there, NAMES)

@@ -77,7 +77,7 @@ def test_every_false_positive_is_traced_to_its_wake(whole: Audit) -> None:
         assert case.minimal_region_fraction is not None and case.minimal_region_fraction < 0.011
         assert {trial.intervention for trial in case.trials} >= {"without evidence", "box control", "random control"}
         assert "outside the box" in case.sentence and "confirmed" in case.sentence
-        assert case.question == "why a boat here?" and 10 < case.forward_passes < 40
+        assert case.question == "why boat here?" and 10 < case.forward_passes < 40
 
 
 def test_causes_contain_every_explained_case_once(whole: Audit) -> None:

@@ -97,7 +97,7 @@ def test_a_detection_on_an_unknown_category_is_a_classification_error(tmp_path: 
     assert found.analysis.average_precision == pytest.approx(0.5)
     (case,) = [case for case in found.cases if case.type == "classification"]
     assert case.ground_truth is not None and case.ground_truth.name == "raccoon" and not case.ground_truth.is_known
-    assert case.question == "why a cat here, on a raccoon?" and case.method
+    assert case.question == "why cat here, on raccoon?" and case.method
     assert case.sentence.startswith("cat on an object of class raccoon, which the model does not know")
     assert case.is_false_positive and case.verdict != "not tested"
     assert found.issues.counts() == {"category unknown to the model": 1}
@@ -122,7 +122,7 @@ def test_an_overlap_below_the_threshold_is_both(tmp_path: Path) -> None:
     adapter = blue_detector([HALF, CAT], [0, 0])
     found = run(tmp_path, adapter, [(RACCOON, "raccoon"), (CAT, "cat")], ["raccoon", "cat"])
     (case,) = [case for case in found.cases if case.type == "both"]
-    assert "why a cat here, on a raccoon? And what moves its" in case.question
+    assert "why cat here, on raccoon? And what moves its" in case.question
     assert "IoU of 0.38 with an object of class raccoon" in case.sentence
 
 

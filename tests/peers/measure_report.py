@@ -110,7 +110,7 @@ def make_case(
     ]
     return replace(
         case,
-        question=f"why a {name} here?",
+        question=f"why {name} here?",
         method="ReachCAM",
         proposal="product of gradients",
         evidence_shares={each: 0.8 if each == location else 0.05 for each in LOCATIONS},

@@ -12,7 +12,7 @@ from detcam.auditing.comparison.bootstrap import Bootstrapped, paired_delta_ap
 from detcam.auditing.comparison.causes import CauseChange, CauseStatus, compare_causes
 from detcam.auditing.comparison.paired import interval
 from detcam.auditing.comparison.pairs import Change, ErrorPair, pair_errors
-from detcam.auditing.comparison.record import AuditLike, AuditRecord, check_comparable
+from detcam.auditing.comparison.record import AuditLike, AuditRecord, check_comparable, distinct_names
 from detcam.auditing.errors import ERROR_TYPES, ErrorType
 from detcam.utils.console import plural
 from detcam.utils.files import json_value
@@ -47,8 +47,8 @@ class AuditComparison:
     """The difference of two audits of the same images.
 
     Attributes:
-        old_model: name of the old model.
-        new_model: name of the new model.
+        old_model: name of the old model, with the folder of its audit if both models have the same name.
+        new_model: name of the new model, likewise.
         image_count: number of images.
         old_average_precision: COCO's average precision at the audits' IoU threshold, in [0, 1]; NaN without objects.
         new_average_precision: the same of the new audit.
@@ -179,9 +179,10 @@ def compare_audits(old: AuditLike, new: AuditLike, *, out: str | Path | None = N
     check_comparable(*records)
     first, second = Bootstrapped.pair(*records)
     difference = second.average_precision - first.average_precision
+    names = distinct_names(*records)
     comparison = AuditComparison(
-        old_model=records[0].model,
-        new_model=records[1].model,
+        old_model=names[0],
+        new_model=names[1],
         image_count=len(first.image_ids),
         old_average_precision=float(first.average_precision[0]),
         new_average_precision=float(second.average_precision[0]),

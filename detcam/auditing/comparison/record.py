@@ -76,6 +76,17 @@ class AuditRecord:
         return case.type == "missed" or (case.is_false_positive and case.score >= self.score_threshold)
 
 
+def distinct_names(old: AuditRecord, new: AuditRecord) -> tuple[str, str]:
+    """Names of two models; with the folders of their audits, from where these differ, if the models have one name."""
+    if old.model != new.model or old.folder is None or new.folder is None:
+        return old.model, new.model
+    first, second = old.folder.resolve().parts, new.folder.resolve().parts
+    for depth in range(1, max(len(first), len(second)) + 1):
+        if first[-depth:] != second[-depth:]:
+            return f"{old.model} ({'/'.join(first[-depth:])})", f"{new.model} ({'/'.join(second[-depth:])})"
+    return old.model, new.model
+
+
 def check_comparable(old: AuditRecord, new: AuditRecord) -> None:
     """Check that two audits are of the same annotated images with the same thresholds.
 

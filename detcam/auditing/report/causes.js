@@ -44,5 +44,5 @@ function causesNote(isEstimated) {
   if (!isEstimated || !data.assignment.assigned) return "kinds of evidence, confused classes and groups of the explained " + NOUNS;
   const {error, baseline_error: baseline, assigned} = data.assignment;
   return "all " + NOUNS + ": the explained ones and those among " + plural(assigned, "other") + " that resemble them, with 95\u202f% intervals. In cross-validation "
-    + percent(error) + " of the explained " + NOUNS + " get another kind than their own; " + percent(baseline) + " if all got the most frequent one. An error whose classes no explained one has counts for a kind alone.";
+    + percent(error) + " of the explained " + NOUNS + " get another kind than their own; " + percent(baseline) + " if all got the most frequent one. An error of classes that no explained " + NOUN + " has counts for a kind of evidence only, not for classes or groups.";
 }

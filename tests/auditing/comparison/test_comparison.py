@@ -22,7 +22,7 @@ from detcam.auditing.comparison.causes import CauseChange, compare_causes
 from detcam.auditing.comparison.comparison import TypeChange
 from detcam.auditing.comparison.paired import interval
 from detcam.auditing.comparison.pairs import pair_errors
-from detcam.auditing.comparison.record import AuditRecord, check_comparable
+from detcam.auditing.comparison.record import AuditRecord, check_comparable, distinct_names
 from detcam.auditing.grouping.hierarchy import Cause, build_causes
 from detcam.cli.app import app
 from detcam.cli.compare import failure, parse_condition, print_comparison
@@ -251,6 +251,13 @@ def test_other_data_are_refused() -> None:
         AuditRecord.of(3)  # type: ignore[arg-type]
 
 
+def test_models_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    sides = [replace(make_record([]), folder=tmp_path / name / "report") for name in ("v1", "v2")]
+    assert distinct_names(*sides) == ("model (v1/report)", "model (v2/report)")
+    assert distinct_names(sides[0], sides[0]) == ("model", "model")
+    assert distinct_names(sides[0], replace(sides[1], model="other")) == ("model", "other")
+
+
 @pytest.mark.parametrize("text", ["ap", "ap:-1", "ap:x", "cause", "ap:1"])
 def test_unknown_conditions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected --fail-on"):
@@ -319,6 +326,7 @@ def test_command_and_page(reports: tuple[Path, Path], tmp_path: Path) -> None:
     with browser() as started, opener(started) as look:
         page = look(out / "index.html")
         assert page.inner_text("h1") == data["headline"][0]
+        assert page.inner_text("#subject") == "FasterRCNN (old) \u2192 FasterRCNN (new)"
         page.set_viewport_size({"width": 390, "height": 800})
         assert min(page.locator("#causes th:first-child").evaluate_all("all => all.map(e => e.clientWidth)")) > 150
         for width in (390, 320):
