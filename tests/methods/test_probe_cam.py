@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from detcam import ProbeCAM, ReachCAM, adapt
 from detcam.adapters import detector
 from detcam.adapters.base import Adapter
 from detcam.demo.model import load_demo_detector
+from detcam.methods import probe_cam
 from detcam.methods.common.region_proposals import color_segments, propose_regions
 from detcam.methods.probe_cam import render_regions
 from detcam.perturbation.fills import LinearFill
@@ -126,31 +128,53 @@ def test_a_classifier_and_images_without_targets() -> None:
 class Misleading(nn.Module):
     """Scores what is bright in a box; nearly all of its gradient lies on another thing."""
 
-    def __init__(self) -> None:
+    def __init__(self, effect: float = 8) -> None:
         super().__init__()
         self.layer = nn.Identity()
+        self.effect = effect
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
         inside, other = x[:, :, 8:24, 8:24].mean((1, 2, 3)), x[:, :, 36:52, 40:56].mean((1, 2, 3))
-        return 8 * inside.detach() - 4 + 1e-3 * inside + 0.1 * other
+        return self.effect * inside.detach() - 4 + 1e-3 * inside + 0.1 * other
 
 
-def test_regions_in_the_box_are_probed_if_no_other_has_an_effect() -> None:
+TWO_THINGS = torch.zeros(3, 64, 64)
+TWO_THINGS[:, 10:22, 10:22] = TWO_THINGS[:, 36:52, 40:56] = 1.0
+
+
+def misleading(effect: float = 8) -> Adapter:
     def decode(raw: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tensor([[[8.0, 8.0, 24.0, 24.0]]]).expand(len(raw), 1, 4), raw.sigmoid()[:, None, None]
 
-    image = torch.zeros(3, 64, 64)
-    image[:, 10:22, 10:22] = image[:, 36:52, 40:56] = 1.0
-    adapter = detector(Misleading(), decode, target_layers=["layer"])
-    target = BoxTarget((8, 8, 24, 24), 0)
-    (result,) = ProbeCAM(adapter, ["layer"], probes=1).explain(image, [target])
+    return detector(Misleading(effect), decode, target_layers=["layer"])
+
+
+def test_regions_in_the_box_are_probed_if_no_other_has_an_effect() -> None:
+    adapter, target = misleading(), BoxTarget((8, 8, 24, 24), 0)
+    (result,) = ProbeCAM(adapter, ["layer"], probes=1).explain(TWO_THINGS, [target])
     row, column = divmod(int(torch.as_tensor(result.heatmaps)[0].argmax()), 64)
     assert 10 <= row < 22 and 10 <= column < 22
     assert result.sampling is not None and result.sampling.passes == 2
+    image = TWO_THINGS.clone()
     image[:, 36:52, 40:56] = 0.0  # the first proposal has an effect
     (alone,) = ProbeCAM(adapter, ["layer"], probes=1).explain(image, [target])
     assert alone.sampling is not None and alone.sampling.passes == 1
+
+
+def test_no_region_is_removed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposed: list[Tensor] = []
+
+    def propose(*args: Any) -> Tensor:
+        proposed.append(propose_regions(*args))
+        return proposed[-1]
+
+    monkeypatch.setattr(probe_cam, "propose_regions", propose)
+    one_thing = TWO_THINGS.clone()
+    one_thing[:, 32:] = 0.0
+    (result,) = ProbeCAM(misleading(effect=0), ["layer"]).explain(one_thing, [BoxTarget((8, 8, 24, 24), 0)])
+    assert len(proposed) == 2 and result.sampling is not None
+    assert result.sampling.passes == len(torch.cat(proposed).unique(dim=0)) < sum(map(len, proposed))
 
 
 def test_the_number_of_probes_is_checked() -> None:
