@@ -20,24 +20,37 @@ GROUP: Any = typer.main.get_command(app)
 HELP = [["--help"], ["--version"], *([command, "--help"] for command in GROUP.commands)]
 
 
+RUN = """
+import sys
+from importlib.metadata import entry_points
+
+(script,) = entry_points(group="console_scripts", name="detcam")
+
+def run(arguments):  # as the console script does, which exits with what the function returns
+    sys.argv = ["detcam", *arguments]
+    try:
+        sys.exit(script.load()())
+    except SystemExit as end:
+        return end.code or 0
+"""
+"""A function that runs the installed command in this process, and returns its exit code."""
+
+
 def test_help_and_version_import_no_heavy_library() -> None:
-    code = (
-        "import contextlib, sys\n"
-        "from detcam.cli.app import app\n"
+    code = RUN + (
         f"for arguments in {HELP}:\n"
-        "    with contextlib.suppress(SystemExit):\n"
-        "        app(arguments, prog_name='detcam')\n"
+        "    code = run(arguments)\n"
         f"    heavy = [name for name in {HEAVY} if name in sys.modules]\n"
-        "    print('command', *arguments, heavy)\n"
+        "    print('command', *arguments, code, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = re.split(r"^command (.*) (\[.*\])\n", done.stdout, flags=re.MULTILINE)
-    assert found[1::3] == [" ".join(arguments) for arguments in HELP] and set(found[2::3]) == {"[]"}
+    assert found[1::3] == [" ".join([*arguments, "0"]) for arguments in HELP] and set(found[2::3]) == {"[]"}
     assert all("detcam" in text for text in found[:-1:3])
 
 
 MODEL = ("--model", "resnet18")
-QUICK = [
+QUICK: list[tuple[tuple[str, ...], str]] = [
     (("methods",), "gradcam"),
     (("metrics",), "insertion"),
     (("explain", "nosuch.jpg", *MODEL), "no file or folder at nosuch.jpg"),
@@ -53,14 +66,11 @@ QUICK = [
 
 
 def test_tables_and_errors_about_paths_import_no_pytorch(tmp_path: Path) -> None:
-    code = (
-        "import contextlib, sys\n"
-        "from detcam.cli.app import app\n"
+    code = RUN + (
         "sys.stderr = sys.stdout\n"
         f"for arguments in {[arguments for arguments, _ in QUICK]}:\n"
         "    print('command', *arguments)\n"
-        "    with contextlib.suppress(SystemExit):\n"
-        "        app(list(arguments), prog_name='detcam')\n"
+        "    print('exit code', run(arguments))\n"
         "print('command imported', [name for name in ('torch', 'torchvision') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -68,6 +78,7 @@ def test_tables_and_errors_about_paths_import_no_pytorch(tmp_path: Path) -> None
     assert len(printed) == len(QUICK)
     for text, (arguments, expected) in zip(printed, QUICK, strict=True):
         assert text.startswith(" ".join(arguments)) and expected in text, text
+        assert text.endswith(f"exit code {0 if len(arguments) == 1 else 2}\n"), text
     assert imported.split() == ["imported", "[]"]
 
 
