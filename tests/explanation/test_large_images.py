@@ -17,7 +17,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import detcam
 from detcam import RefineCAM, rendering
-from detcam.adapters import Batch
+from detcam.adapters import Adapter, Batch, adapt
 from detcam.adapters.classification import ClassificationAdapter
 from detcam.adapters.torchvision import detector, sampling
 from detcam.data import decoding, images
@@ -135,10 +135,36 @@ def photograph(tmp_path: Path) -> Path:
     return path
 
 
+def yolo_classifier() -> Adapter:
+    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
+    torch.manual_seed(0)
+    model = tasks.ClassificationModel("yolo11n-cls.yaml", nc=3, verbose=False).eval()
+    return adapt(zoo.wake(model, torch.rand(8, 3, 64, 64)), image_size=64)
+
+
+def yolo_maps() -> Adapter:
+    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="ultralytics is not installed")
+    torch.manual_seed(0)
+    model = tasks.SemanticSegmentationModel("yolo26n-sem.yaml", nc=3, verbose=False).eval()
+    return adapt(zoo.wake(model, torch.rand(8, 3, 64, 64)), image_size=64)
+
+
+def hf_classifier() -> Adapter:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=32, patch_size=8, **sizes)).eval()
+    return adapt(model, processor=transformers.ViTImageProcessor(size={"height": 32, "width": 32}))
+
+
+OTHERS = {"yolo_classifier": yolo_classifier, "yolo_maps": yolo_maps, "hf_classifier": hf_classifier}
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in ("faster_rcnn", "ssdlite", "yolo", "own_detector", "hf_detr", "classifier", "lraspp")),
+        *((name, {}) for name in ("faster_rcnn", "ssdlite", "yolo", "own_detector", "classifier", "lraspp")),
+        *((name, {}) for name in ("hf_detr", "hf_segformer", "hf_mask2former", *OTHERS)),
         *((name, {"aug_smooth": True}) for name in ("faster_rcnn", "yolo")),
         ("own_detector", {"method": "sobel"}),
     ],
@@ -146,7 +172,7 @@ def photograph(tmp_path: Path) -> Path:
 def test_images_kept_in_bytes_give_the_same_maps(
     name: str, options: dict[str, object], photograph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = zoo.shared(name).adapter
+    adapter = OTHERS[name]() if name in OTHERS else zoo.shared(name).adapter
     expected = detcam.explain(adapter, photograph, **OPTIONS, **options)[0]  # type: ignore[arg-type]
     batches, prepare = [], adapter.prepare
     monkeypatch.setattr(images, "MAX_FLOAT_PIXELS", 157 * 211 - 1)
