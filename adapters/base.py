@@ -154,8 +154,8 @@ class Adapter(ABC):
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # One of the two alone in a class says nothing about the other: the first class with either decides.
-        decides = next((vars(base) for base in cls.__mro__ if {"prepare", "takes_bytes"} & vars(base).keys()), {})
-        if "takes_bytes" not in decides:
+        first = next(base for base in cls.__mro__ if {"prepare", "takes_bytes"} & vars(base).keys())
+        if "takes_bytes" not in vars(first):
             cls.takes_bytes = False  # the `prepare` of a base class does, this one may not
         if not abstract:
             check_class(cls)
