@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from detcam.auditing.case import CasePart, EvidenceLocation, GroundTruthObject
 from tests.auditing.report.browser import Open, overflow, until
 from tests.auditing.report.made_up import HOSTILE, make_images, summary_of, write
 
@@ -87,6 +88,20 @@ def test_long_names_do_not_scroll_horizontally(look: Open, tmp_path: Path) -> No
     page.click(".case-card >> nth=0")
     page.wait_for_selector("#case:not([hidden])")
     assert overflow(page) == 0
+
+
+@pytest.mark.parametrize("name", ["refrigerator", "Plasmodium_falciparum_gametocyte"])
+def test_parts_on_an_object_with_a_long_name_fit_a_phone(look: Open, tmp_path: Path, name: str) -> None:
+    samples = make_images(range(1))
+    case = next(case for case in summary_of(samples).cases if case.type == "background" and case.parts)
+    truth = GroundTruthObject((1.0, 1.0, 9.0, 9.0), 2, name, 0.0, 1)
+    locations: tuple[EvidenceLocation, ...] = ("ground truth", "predicted box", "same class")
+    parts = tuple(CasePart(0.13, location, 0.45, needed=False) for location in locations)
+    case = replace(case, group=None, ground_truth=truth, parts=parts)
+    page = look(write(tmp_path, samples, summary_of(samples, cases=(case,), groups=())), f"#case={case.id}", width=320)
+    page.wait_for_selector("#case .parts")
+    assert overflow(page) == 0 and f"nearby {name}" in page.inner_text("#case .parts")
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)")
 
 
 def test_controls_and_images_have_accessible_names(look: Open, index: Path) -> None:
