@@ -136,7 +136,7 @@ class ErrorExplainer:
     def __post_init__(self) -> None:
         layerless = self.adapter.without_layers()
         self._is_detector = self.adapter.task == "detection"
-        # Not only of this image: a model whose gradients fail on an image is searched like those of other images.
+        # A model whose gradients fail on an image is none.
         self._is_black_box = self.cam is None and gradient_obstacle(self.adapter.model) is not None
         if isinstance(layerless, DetectorAdapter):  # missed objects are looked for among its detections
             layerless = layerless.with_score_threshold(self.score_threshold)

@@ -13,7 +13,6 @@ from detcam.auditing.verification.hypothesis import (
     VerificationResult,
     better_result,
     is_confirmed,
-    more_effective_result,
     without_evidence,
 )
 from detcam.auditing.verification.interventions import Investigation, Removal, asking
@@ -66,7 +65,7 @@ class BlackBoxVerifier(Verifier):
         try:
             return (yield from asking(investigation, ask))
         except _LimitReachedError:
-            best = reduce(better_result, self._ending.get(hypothesis.case_id, ()), None)
+            best = reduce(stronger_result, self._ending.get(hypothesis.case_id, ()), None)
             return strongest_attempt(hypothesis, tried) if best is None else best
 
     def _conclude(self, hypothesis: Hypothesis, result: VerificationResult) -> VerificationResult:
@@ -80,10 +79,7 @@ class BlackBoxVerifier(Verifier):
         best = yield from self._verify_joint(hypothesis)
         if best is not None and best.verdict.grade == "strong":
             return best
-        light = yield from self._verify_surroundings(hypothesis, LIGHT)
-        if light is not None and is_confirmed(light) and is_confirmed(best):
-            return more_effective_result(best, light)
-        best = better_result(best, light)
+        best = stronger_result(best, (yield from self._verify_surroundings(hypothesis, LIGHT)))
         if is_confirmed(best):
             return best
         return better_result(best, (yield from super()._verify_confusion(hypothesis)))
@@ -100,6 +96,13 @@ class BlackBoxVerifier(Verifier):
                 search = self._search(hypothesis, [])
                 return (yield from self._verify_probed(hypothesis, proposal, search, ending, further))
         return None
+
+
+def stronger_result(first: VerificationResult | None, second: VerificationResult | None) -> VerificationResult | None:
+    """The more effective one of two confirmed results, the second one if they are equal; else as `better_result`."""
+    if first is None or second is None or not (is_confirmed(first) and is_confirmed(second)):
+        return better_result(first, second)
+    return second if second.verdict.effect >= first.verdict.effect else first
 
 
 def strongest_attempt(hypothesis: Hypothesis, tried: Sequence[tuple[Removal, Trial]]) -> VerificationResult:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detcam import adapt
 from detcam.adapters import detector
-from detcam.auditing.case import LIGHT_FILLS, Trial
+from detcam.auditing.case import LIGHT_FILLS, Grade, Trial
 from detcam.auditing.verification import black_box, verifier
 from detcam.auditing.verification.black_box import BlackBoxVerifier
 from detcam.auditing.verification.evidence import box_region
@@ -22,6 +22,7 @@ from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.auditing.verification.region_search import TriedRegion
+from detcam.auditing.verification.verdict import Verdict
 from detcam.auditing.verification.verifier import Verifier
 from detcam.demo.model import load_demo_detector
 from detcam.methods.common.region_proposals import color_segments
@@ -277,6 +278,31 @@ def test_without_gradients_causes_that_act_together_or_replace_one_another(eithe
     assert result.verdict.grade in ("strong", "weak") and result.forward_passes <= 30, result.verdict.reason
     assert bool(result.needed[LEFT].any()) and bool(result.needed[RIGHT].any()) and not bool(result.needed[hull].any())
     assert [part.needed for part in result.parts] == ([False, False] if either else [True])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "chosen"),
+    [
+        (("weak", 0.4), ("weak", 0.3), "first"),
+        (("weak", 0.3), ("weak", 0.4), "second"),
+        (("weak", 0.3), ("weak", 0.3), "second"),  # the same result, with further parts
+        (("weak", 0.3), ("not confirmed", 0.9), "first"),
+        (("not confirmed", 0.1), ("weak", 0.3), "second"),
+        (None, ("not confirmed", 0.1), "second"),  # what is not confirmed is shown all the same
+        (("not confirmed", 0.1), None, "first"),
+    ],
+)
+def test_the_more_effective_of_two_confirmed_results_counts(
+    first: tuple[Grade, float] | None, second: tuple[Grade, float] | None, chosen: str
+) -> None:
+    empty = torch.zeros(2, 2)
+    results = {
+        name: VerificationResult((), Verdict(*of, ""), Proposal(name, empty), empty > 0, (), None, ends=True)
+        for name, of in (("first", first), ("second", second))
+        if of is not None
+    }
+    found = black_box.stronger_result(results.get("first"), results.get("second"))
+    assert found is results[chosen]
 
 
 def test_a_model_with_gradients_has_no_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
