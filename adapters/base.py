@@ -121,6 +121,7 @@ class Adapter(ABC):
         max_batch_size: maximum number of images per forward pass; None where the model takes any number.
         takes_bags: whether the network gives one output for a batch, as one of slices: then a target belongs to all.
         first_label: the first index of a class that is no background.
+        background: index of the class that is no object, which detections leave out; None if there is none.
         layer_prefix: name of the network in the module that was given to `adapt`, if it is a wrapper.
         wrapper_normalization: how such a wrapper normalizes its input, or None; a batch given as a tensor passes it.
         score_threshold_name: name of the attribute with the minimum score of a detection, where the adapter applies
@@ -145,6 +146,7 @@ class Adapter(ABC):
     layer_prefix: str = ""
     wrapper_normalization: Normalization | None = None
     takes_bags: bool = False
+    background: int | None = None
     first_label: ClassVar[int] = 0
     normalization_is_known: bool = True
     score_threshold_name: ClassVar[str | None] = None

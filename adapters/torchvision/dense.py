@@ -63,7 +63,6 @@ class DenseAdapter(TorchvisionDetector, abstract=True):
     """
 
     source_kind: ClassVar[Literal["anchor", "cell"]] = "anchor"
-    background: ClassVar[int | None] = None
     head_type: ClassVar[str]
 
     def __init__(self, model: nn.Module, **options: Any) -> None:

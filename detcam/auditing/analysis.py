@@ -67,6 +67,7 @@ class ErrorAnalysis:
         outside: number of detections left out because their class is not evaluated.
         names: class names by index.
         image_ids: id of each image, by image index.
+        iou_type: whether boxes, ``"bbox"``, or masks, ``"segm"``, are compared.
     """
 
     errors: ErrorTable
@@ -80,6 +81,7 @@ class ErrorAnalysis:
     outside: int
     names: Mapping[int, str] = field(repr=False)
     image_ids: tuple[int | str, ...] = field(repr=False)
+    iou_type: IouType = "bbox"
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -294,6 +296,7 @@ def analyze_errors(
         outside=outside,
         names=names,
         image_ids=image_ids,
+        iou_type=iou_type,
     )
 
 

@@ -158,6 +158,7 @@ class GroundTruthObject:
         iou: intersection over union with the detection, in [0, 1].
         annotation_id: id in the annotation file.
         is_known: whether the class is one of the model's.
+        iou_type: whether the IoU is that of boxes, ``"bbox"``, or of masks, ``"segm"``.
     """
 
     box_xyxy: Box
@@ -166,6 +167,7 @@ class GroundTruthObject:
     iou: float
     annotation_id: int | str
     is_known: bool = True
+    iou_type: Literal["bbox", "segm"] = "bbox"
 
 
 @dataclass(frozen=True)

@@ -255,4 +255,5 @@ def _concerned_object(
     label = int(ground_truth.labels[index])
     name = class_name(analysis.names, label)
     box, annotation_id = object_box(ground_truth, index), int(ground_truth.ids[index])
-    return GroundTruthObject(box, label, name, error.iou, annotation_id, is_known=label < FIRST_UNKNOWN_LABEL)
+    is_known = label < FIRST_UNKNOWN_LABEL
+    return GroundTruthObject(box, label, name, error.iou, annotation_id, is_known, analysis.iou_type)

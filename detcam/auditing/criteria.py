@@ -7,6 +7,7 @@ from torchvision.ops import box_iou
 from detcam.auditing.case import Box
 from detcam.auditing.error_targets import detection_target, object_box
 from detcam.auditing.errors import DetectionError
+from detcam.auditing.verification.interventions import DetectionCriterion
 from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.region_persistence import RegionCriterion
@@ -29,7 +30,7 @@ def criterion_for(
     iou_threshold: float,
     masks: bool,
     background: int | None = None,
-) -> PersistenceCriterion | MaskCriterion | RegionCriterion:
+) -> DetectionCriterion | None:
     """Choose the criterion for an error of a detection.
 
     Args:
@@ -46,7 +47,8 @@ def criterion_for(
 
     Returns:
         Of a semantic network, whether the region still has its class; of a localization error of masks, whether the
-        mask is still wrong; else whether the detection persists.
+        mask is still wrong; else whether the detection persists. None if the output's mask is not wrong, or absent:
+        nothing can be verified then.
     """
     if isinstance(output, SegmenterOutput):
         if detections.masks is None or error.detection_index is None:
@@ -55,9 +57,7 @@ def criterion_for(
     index = error.ground_truth_index if error.type == "localization" else None
     if masks and index is not None:
         mask = ground_truth.mask(index)
-        of_mask = MaskCriterion.from_output(output, detection, mask, score, score_threshold, iou_threshold)
-        if of_mask is not None:
-            return of_mask
+        return MaskCriterion.from_output(output, detection, mask, score, score_threshold, iou_threshold)
     return PersistenceCriterion.from_output(
         output,
         detection,
@@ -77,11 +77,13 @@ def _first_box(
     iou_threshold: float,
 ) -> Box | None:
     """The box of another detection, a correct one, of the object that a duplicate or localization error is on."""
-    if error.ground_truth_index is None or error.type not in ("localization", "duplicate"):
+    if error.ground_truth_index is None or error.detection_index is None:
+        return None
+    if error.type not in ("localization", "duplicate"):
         return None
     iou = box_iou(ground_truth.boxes_xyxy[[error.ground_truth_index]].float(), detections.boxes_xyxy.float())[0]
     is_correct = (detections.labels == error.label) & (detections.scores >= score_threshold)
     iou = iou.where(is_correct, iou.new_tensor(-1.0))
-    iou[error.detection_index or 0] = -1.0
+    iou[error.detection_index] = -1.0
     best = int(iou.argmax())
     return detection_target(detections, best).box_xyxy if float(iou[best]) >= iou_threshold else None

@@ -76,8 +76,8 @@ def question_for(
 
     * classification: the predicted class contrasted with the true class, or its score if the model does not know the
       true class;
-    * localization: the displacement of the edges that are off the object; of masks, the error of the mask, and the
-      displacement if the box is off as well;
+    * localization: the displacement of the edges that are off the object; of masks, the error of the mask, to which the
+      displacement belongs if the box is off as well;
     * both: the two together;
     * duplicate: the score, compared with that of the first detection;
     * background: the score, or another quantity;
@@ -109,18 +109,10 @@ def question_for(
     why = f"why {name} rather than {true_name}?" if is_known else f"why {name} here, on {true_name}?"
     if error.type == "classification":
         return ErrorQuestion(why, (_region_target(detections, error.detection_index, against) or contrast,), target)
-    object_xyxy = object_box(ground_truth, error.ground_truth_index)
     if error.type == "localization" and masks:
-        mask = ground_truth.mask(error.ground_truth_index)
-        object_xyxy = mask_to_box(mask)
-        wrong = MaskErrorTarget(target.box_xyxy, target.label, target.source, mask=mask)
-        if float(box_iou(*(torch.tensor([box]) for box in (target.box_xyxy, object_xyxy)))) >= iou_threshold:
-            return ErrorQuestion(f"what makes its mask differ from the {true_name}?", (wrong,), target)
-    edges = EdgesTarget.displaced(target, object_xyxy)
+        return _mask_question(target, ground_truth.mask(error.ground_truth_index), true_name, iou_threshold)
+    edges = EdgesTarget.displaced(target, object_box(ground_truth, error.ground_truth_index))
     displacement = f"what moves its {edges.edges_text} off the {true_name}?"
-    if error.type == "localization" and masks:
-        text = f"what makes its mask differ from the {true_name}, and {displacement}"
-        return ErrorQuestion(text, (wrong, edges), target)
     if error.type == "localization":
         return ErrorQuestion(displacement, (edges,), target)
     if error.type == "both":
@@ -132,6 +124,21 @@ def question_for(
         target,
         first,
     )
+
+
+def _mask_question(target: BoxTarget, mask: Tensor, true_name: str, iou_threshold: float) -> ErrorQuestion:
+    """The question about the mask of a detection of an object (H, W) bool.
+
+    A mask ends with its box. Where the box is off as well, its edges are asked about as part of the mask's error, and
+    the verdict is about the mask alone.
+    """
+    wrong = MaskErrorTarget(target.box_xyxy, target.label, target.source, mask=mask)
+    object_xyxy = mask_to_box(mask)
+    if float(box_iou(*(torch.tensor([box]) for box in (target.box_xyxy, object_xyxy)))) >= iou_threshold:
+        return ErrorQuestion(f"what makes its mask differ from the {true_name}?", (wrong,), target)
+    edges = EdgesTarget.displaced(target, object_xyxy)
+    text = f"what makes its mask differ from the {true_name}, at the {edges.edges_text} of its box as well?"
+    return ErrorQuestion(text, (wrong, edges), target)
 
 
 def _region_target(detections: Detections, index: int, against: int | None = None) -> MaskTarget | None:

@@ -57,6 +57,8 @@ CPU_BATCH_SIZE = 4
 """Number of perturbed images per pass on a CPU. For a YOLO11n at 320x320 pixels an image takes 0.63 plain passes in
 batches of 4 and 0.60 in batches of 8 on a quiet machine, 0.49 and 0.64 on a busy one, whose caches are shared."""
 
+NO_MASK_REASON = "not tested: the error of the mask is not in the model's output for the image alone"
+
 MAX_LEVEL_BYTES = 256 * 2**20
 """Size of the activations of images that are verified together, from which on no further image is added."""
 
@@ -233,6 +235,8 @@ class ErrorExplainer:
                 continue
             else:
                 proposal = proposals.maps[0]
+                if verified is None and question.detection is not None:
+                    case = replace(case, reason=NO_MASK_REASON)
             if number in results.references:
                 case = replace(case, evidence_comparison=_compare(proposal.heatmap, results.references[number]))
             method = PORTFOLIO if self.cam is None else self.cam.name
@@ -339,11 +343,12 @@ class ErrorExplainer:
         segments: Callable[[], Tensor],
     ) -> dict[int, Hypothesis | AppearanceHypothesis]:
         """What is verified, by index of the error; detections come first."""
-        hypotheses: dict[int, Hypothesis | AppearanceHypothesis] = {
-            number: self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
-            for number, (question, maps) in enumerate(zip(questions, proposals, strict=True))
-            if question.detection is not None and (self.cam is None or not isinstance(maps, RuntimeError))
-        }
+        hypotheses: dict[int, Hypothesis | AppearanceHypothesis] = {}
+        for number, (question, maps) in enumerate(zip(questions, proposals, strict=True)):
+            if question.detection is not None and (self.cam is None or not isinstance(maps, RuntimeError)):
+                claim = self._hypothesis(image, number, question.detection, maps, output, mapping, segments)
+                if claim is not None:
+                    hypotheses[number] = claim
         for number, each in missed.items():
             maps = proposals[number]
             if not isinstance(maps, RuntimeError):
@@ -362,7 +367,8 @@ class ErrorExplainer:
         output: DetectorOutput,
         mapping: InputMapping,
         segments: Callable[[], Tensor],
-    ) -> Hypothesis:
+    ) -> Hypothesis | None:
+        """What is verified of a detection; None if the error of its mask is not in the output."""
         error, ground_truth = image.errors[number], image.ground_truth
         criterion = criterion_for(
             error,
@@ -374,8 +380,10 @@ class ErrorExplainer:
             score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
             masks=self.masks,
-            background=getattr(self.adapter, "background", None),
+            background=self.adapter.background,
         )
+        if criterion is None:
+            return None
         concerned, _ = object_regions(error, ground_truth, masks=self.masks)
         box = box_region(detection.box_xyxy, ground_truth.image_size_hw)
         box_on_input = mapping.to_input(box.float()) > 0.5

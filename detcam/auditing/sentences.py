@@ -68,6 +68,12 @@ def without_annotations(case: AuditCase) -> str:
     return case.sentence.replace(UNMATCHED, OTHER_CLASS if has_other_class(case) else "")
 
 
+def what_ends(case: AuditCase) -> str:
+    """What ends without the confirmed evidence: the detection, or its error where it stays with another box or mask."""
+    outcomes = {trial.outcome for trial in case.trials if trial.intervention == "without evidence"}
+    return "detection" if outcomes <= {"vanished"} else "error"
+
+
 def further_regions_needed(case: AuditCase) -> int:
     """Number of regions besides the evidence each of which ends the error alone."""
     return sum(part.needed for part in case.parts)
@@ -142,15 +148,17 @@ def _error(case: AuditCase) -> str:
     true_name = "object" if case.ground_truth is None else case.ground_truth.name
     if case.ground_truth is not None and not case.ground_truth.is_known:
         true_name = f"{true_name}, which the model does not know"
-    iou = 0.0 if case.ground_truth is None else case.ground_truth.iou
+    of_mask = case.ground_truth is not None and case.ground_truth.iou_type == "segm"
+    iou = f"an IoU of {0.0 if case.ground_truth is None else case.ground_truth.iou:.2f}"
+    iou += " of its mask" if of_mask else ""
     if case.type == "missed":
         return f"{case.name} missed{_stage(case)}"
     comparison = f" that rests on {case.evidence_comparison}" if case.evidence_comparison else ""
     return {
         "background": f"{case.name}{UNMATCHED}{_background_type(case)}",
         "classification": f"{case.name} on an object of class {true_name}",
-        "localization": f"{case.name} with an IoU of {iou:.2f} with its object",
-        "both": f"{case.name} with an IoU of {iou:.2f} with an object of class {true_name}",
+        "localization": f"{case.name} with {iou} with its object",
+        "both": f"{case.name} with {iou} with an object of class {true_name}",
         "duplicate": f"duplicate {case.name}{comparison}",
     }[case.type]
 
@@ -208,7 +216,7 @@ def _evidence(case: AuditCase) -> str:
     further = f"; {plural(needed, 'further region')} needed as well" if needed else ""
     if joint:
         further = f"; either of its {joint} parts suffices" if joint == 2 else f"; any of its {joint} parts suffices"
-        further += ": the detection persists without one of them, and ends without all"
+        further += f": the {what_ends(case)} persists without one of them, and ends without all"
     return f"{size} {where}{further}"
 
 

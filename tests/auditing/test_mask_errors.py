@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from detcam.adapters.base import Batch
 from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.analysis import analyze_errors
-from detcam.auditing.case import Trial
+from detcam.auditing.case import Outcome, Trial
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage
+from detcam.auditing.sentences import what_ends
 from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult
 from detcam.auditing.verification.interventions import Interventions, Investigation, Removal, keeping
 from detcam.auditing.verification.mask_persistence import MaskCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.verdict import Verdict
 from detcam.auditing.verification.verifier import Verifier
+from detcam.benchmarking.planted.audit_check import PrecomputedMaps
+from detcam.cam import BaseCAM
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, Source
 from detcam.geometry import Geometry
@@ -141,7 +144,8 @@ def test_the_cause_of_a_wrong_mask_is_verified_by_the_mask(
     assert (evidence & CUE).sum() > 0.5 * evidence.sum() and CUE.flatten()[heatmap.argmax()]
     without = [trial for trial in case.trials if trial.intervention == "without evidence"]
     assert {trial.outcome for trial in without} == {"mask corrected"} and max(t.score for t in without) < 0.1
-    assert "mask corrected without the evidence" in case.sentence
+    assert "mask corrected without the evidence" in case.sentence and "of its mask with its object" in case.sentence
+    assert what_ends(case) == "error", "its detection stays"
     for each in tried:  # the object is never removed, by no margin of a region either
         assert each.kept is not None and torch.equal(each.kept, OBJECT) and not (each.region & OBJECT).any()
 
@@ -168,6 +172,60 @@ def test_a_wrong_mask_without_a_cause_is_not_confirmed(adapter: MaskAdapter) -> 
     assert not explained.case.confirmed
 
 
+def test_a_mask_that_is_right_in_the_image_alone_is_not_tested(adapter: MaskAdapter) -> None:
+    explainer = ErrorExplainer(adapter, None, adapter.names, 0.3, masks=True, iou_threshold=0.4)
+    ((explained,),) = explainer.explain([error_image(adapter, OBJECT, 0.7)])
+    assert explained.case.verdict == "not tested" and not explained.case.trials
+    assert explained.case.sentence.endswith(
+        "not tested: the error of the mask is not in the model's output for the image alone"
+    )
+
+
+def test_a_map_of_the_object_alone_shows_nothing_that_may_be_removed(adapter: MaskAdapter) -> None:
+    cam = cast(BaseCAM, PrecomputedMaps(OBJECT.float()))
+    explainer = ErrorExplainer(adapter, cam, adapter.names, 0.3, masks=True, iou_threshold=0.7)
+    ((explained,),) = explainer.explain([error_image(adapter, OBJECT, 0.7)])
+    assert explained.case.verdict == "not tested"
+    assert explained.case.reason == "no region was removed: the maps show nothing beside the object"
+
+
+def test_a_given_map_stands_for_both_targets_of_a_mask_in_a_wrong_box(adapter: MaskAdapter) -> None:
+    narrow = torch.zeros_like(OBJECT)
+    narrow[24:40, 24:28] = True
+    cam = cast(BaseCAM, PrecomputedMaps(CUE.float()))
+    explainer = ErrorExplainer(adapter, cam, adapter.names, 0.3, masks=True, iou_threshold=0.7)
+    ((explained,),) = explainer.explain([error_image(adapter, narrow, 0.7)])
+    assert "of its box as well" in explained.case.question and explained.case.trials, explained.case.sentence
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        ("object lost", "the detection itself ends with it"),
+        ("mask corrected", "no other region of the evidence's size"),
+    ],
+)
+def test_verdicts_about_masks_are_in_words_about_masks(adapter: MaskAdapter, outcome: Outcome, reason: str) -> None:
+    ring = torch.zeros_like(OBJECT)
+    ring[16:48, 19:39] = True
+    ring &= ~OBJECT
+    batch = adapter.prepare([scene()])
+    output = adapter.outputs(adapter.forward(batch), batch)[0]
+    verifier = Verifier(ImageScorer(adapter, batch, output, []))
+    # The box is the object: nothing of the ring around it is free beside evidence that takes all of it.
+    criterion = MaskCriterion(BoxTarget(BOX, 0), OBJECT, 0.9, 0.3, OBJECT, 0.7)
+    hypothesis = Hypothesis(
+        "case", criterion, 0.9, Proposals([Proposal("map", ring.float())]), OBJECT, OBJECT, is_outside=True
+    )
+
+    def answer(request: Removal) -> Trial:
+        ends = float(request.region[ring].float().mean()) > 0.9
+        return Trial(request.intervention, "ring", *((0.0, outcome) if ends else (0.9, "unchanged")))
+
+    result, _ = answered(verifier.investigate(hypothesis), answer)
+    assert reason in result.verdict.reason and "of the box" not in result.verdict.reason, result.verdict.reason
+
+
 def test_a_box_that_is_off_as_well_is_asked_about() -> None:
     from detcam.auditing.error_targets import question_for
     from detcam.auditing.errors import DetectionError
@@ -179,7 +237,7 @@ def test_a_box_that_is_off_as_well_is_asked_about() -> None:
         question = question_for(error, found, truth, {0: "boat"}, masks=True, iou_threshold=threshold)
         assert [type(target) for target in question.targets] == expected
         assert torch.equal(question.targets[0].mask, OBJECT)  # type: ignore[attr-defined]
-    assert question.text == "what makes its mask differ from the boat, and what moves its right edge off the boat?"
+    assert question.text == "what makes its mask differ from the boat, at the right edge of its box as well?"
     (edges,) = question_for(error, found, truth_of(OBJECT), {0: "boat"}).targets
     assert isinstance(edges, EdgesTarget), "boxes are compared"
 

@@ -100,11 +100,11 @@ def on_photographs(detector: str, errors: int) -> Counter[Key]:
             results.append([])
             for error, case in zip(image.errors, image.cases, strict=True):
                 one = replace(image, errors=[error], cases=[case])
-                maps = PrecomputedMaps([torch.zeros(image.ground_truth.image_size_hw)])
+                maps = PrecomputedMaps(torch.zeros(image.ground_truth.image_size_hw))
                 plain = ErrorExplainer(self.adapter, maps, self.names, self.score_threshold)  # type: ignore[arg-type]
                 results[-1].append(explain(plain, [one])[0][0])
                 for region in wrong_regions(one):
-                    plain = replace(plain, cam=PrecomputedMaps([region.float()]))  # type: ignore[arg-type]
+                    plain = replace(plain, cam=PrecomputedMaps(region.float()))  # type: ignore[arg-type]
                     grade = grade_of(explain(plain, [one])[0][0].case)
                     counts["near" if case.score < SCORE_THRESHOLD + NEAR else "above", grade] += 1
         return results
@@ -137,7 +137,7 @@ def on_planted(folder: Path, scenario: str, cases: int) -> Counter[Key]:
         near = image.cases[0].score - random.Random(number).uniform(0.01, NEAR)
         for name, threshold in (("near", near), ("above", MIN_SCORE)):
             for region in false_causes(case):
-                maps = PrecomputedMaps([region.float()])
+                maps = PrecomputedMaps(region.float())
                 explainer = ErrorExplainer(adapter, maps, adapter.names, threshold)  # type: ignore[arg-type]
                 counts[name, grade_of(explainer.explain([image])[0][0].case)] += 1
     return counts

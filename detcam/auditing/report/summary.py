@@ -17,7 +17,7 @@ from detcam.auditing.grouping.assignment import Assignment
 from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
 from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.report.curves import ScoreCurves
-from detcam.auditing.sentences import has_other_class, is_outside
+from detcam.auditing.sentences import has_other_class, is_outside, what_ends
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
 from detcam.utils.console import plural
@@ -236,9 +236,11 @@ def headline(cases: Sequence[AuditCase], false_positive_delta_ap: float, score_t
         strong = sum(case.verdict == "strong" for case in confirmed)
         verb = "has a confirmed cause" if len(confirmed) == 1 else "have a confirmed cause"
         lines.append(f"{len(confirmed)} of {len(tested)} explained false positives {verb}, {strong} of them strongly.")
-        outside = sum(is_outside(case) for case in confirmed)
+        ending = [what_ends(case) for case in confirmed if is_outside(case)]
+        outside = len(ending)
         if outside:
-            lies, ends = ("lies", "the detection ends") if outside == 1 else ("lie", "the detections end")
+            what = "detection" if set(ending) == {"detection"} else "error"
+            lies, ends = ("lies", f"the {what} ends") if outside == 1 else ("lie", f"the {what}s end")
             which = "It" if len(confirmed) == 1 else f"{outside} of these {len(confirmed)}"
             which = f"All {outside}" if outside == len(confirmed) > 1 else which
             lines.append(f"{which} {lies} outside the box: {ends} without a region outside.")

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from detcam.auditing.case import CONFIRMED, PERSISTING, Trial
+from detcam.auditing.verification.interventions import DetectionCriterion
 from detcam.auditing.verification.mask_persistence import MaskCriterion
-from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
-from detcam.auditing.verification.region_persistence import RegionCriterion
 from detcam.auditing.verification.verdict import MIN_STRONG_EFFECT, MIN_WEAK_EFFECT, Verdict, remaining_score
 
 EFFECT_MARGIN = 0.05
@@ -29,6 +28,7 @@ MAX_CLEAR_SCORE = 0.5
 """Maximum score without a region that clearly ends the error, relative to the highest one that ends it."""
 
 EMPTY_MAPS_REASON = "no region was removed: the maps are empty"
+NOTHING_BESIDE_REASON = "no region was removed: the maps show nothing beside the object"
 SAME_CLASS_LIMIT = "no region was found without which the object has another class"
 """What limits the grade of a region that is verified after none was found that changes the class."""
 
@@ -65,7 +65,7 @@ class Hypothesis:
     """
 
     case_id: str
-    criterion: PersistenceCriterion | MaskCriterion | RegionCriterion
+    criterion: DetectionCriterion
     score: float
     proposals: Proposals
     box: Tensor
@@ -219,8 +219,9 @@ def more_effective_result(first: VerificationResult | None, second: Verification
 
 
 def without_evidence(hypothesis: Hypothesis) -> VerificationResult:
-    """The result if no region was verified."""
+    """The result if no region was verified, because the maps propose none."""
+    reason = EMPTY_MAPS_REASON if hypothesis.kept is None else NOTHING_BESIDE_REASON
     empty = torch.zeros_like(hypothesis.box)
     name = hypothesis.proposals.maps[0].name if hypothesis.proposals.maps else ""
-    verdict = Verdict("not tested", math.nan, EMPTY_MAPS_REASON)
+    verdict = Verdict("not tested", math.nan, reason)
     return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)

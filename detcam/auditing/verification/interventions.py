@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Batch
-from detcam.auditing.case import PERSISTING, Intervention, Outcome, Trial
+from detcam.auditing.case import PERSISTING, Box, Intervention, Outcome, Trial
 from detcam.perturbation.base import ImageArea, ImageScorer
 from detcam.perturbation.fills import Fill
 from detcam.utils.batching import batches, group_by
@@ -138,6 +138,25 @@ class Criterion(Protocol):
 
     def evaluate(self, output: Any) -> tuple[float, Outcome]:
         """Score in [0, 1] and outcome for the output of a perturbed image."""
+        ...
+
+
+class DetectionCriterion(Criterion, Protocol):
+    """Decides the outcome of a perturbed image for the error of a detection."""
+
+    @property
+    def score_threshold(self) -> float:
+        """Minimum score at which the error persists, in [0, 1]."""
+        ...
+
+    @property
+    def first_xyxy(self) -> Box | None:
+        """Box of the correct detection of an object with two detections, which has to remain; else None."""
+        ...
+
+    @property
+    def lost_reason(self) -> str:
+        """Why a region confirms nothing without which the object is lost, in words."""
         ...
 
 

@@ -45,6 +45,7 @@ class MaskCriterion:
     min_iou: float
     first_xyxy: ClassVar[None] = None
     """Another detection of the object does not matter: its mask is compared with no other."""
+    lost_reason: ClassVar[str] = "the detection itself ends with it, which says nothing about its mask"
 
     @classmethod
     def from_output(

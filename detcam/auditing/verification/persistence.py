@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class PersistenceCriterion:
     ground_truth_xyxy: Box | None = None
     iou_threshold: float = MIN_SAME_IOU
     first_xyxy: Box | None = None
+    lost_reason: ClassVar[str] = "the correct detection of the object ends with it"
 
     @classmethod
     def from_output(

@@ -30,6 +30,7 @@ class RegionCriterion:
     background: int | None = None
     first_xyxy: ClassVar[None] = None
     """A region has no second box."""
+    lost_reason: ClassVar[str] = "the region is lost with it"
 
     def evaluate(self, output: SegmenterOutput) -> tuple[float, Outcome]:
         """Evaluate the region in a perturbed image.

@@ -57,6 +57,8 @@ def decide_verdict(
     *,
     parts_needed: int = 0,
     limits: Sequence[str] = (),
+    lost_reason: str = "the object is lost with it",
+    is_outside: bool = False,
 ) -> Verdict:
     r"""Decide whether trials confirm a region as the cause of a detection.
 
@@ -71,12 +73,14 @@ def decide_verdict(
         evidence_fraction: fraction of the image that the evidence covers.
         parts_needed: number of other regions in the box that end the detection as well; they are no controls.
         limits: what else limits the grade.
+        lost_reason: why a region confirms nothing without which the object is lost, in words.
+        is_outside: whether controls and other regions lie around the box instead of in it.
     """
     without = [trial for trial in trials if trial.intervention == "without evidence"]
     if not without:
         return Verdict("not tested", math.nan, "no region was removed")
     if any(trial.outcome == "object lost" for trial in without):
-        return Verdict("not confirmed", math.nan, "the correct detection of the object ends with it")
+        return Verdict("not confirmed", math.nan, lost_reason)
     persisting = [trial for trial in without if trial.outcome == "unchanged"]
     if persisting:
         lowest = min(trial.score for trial in without)
@@ -104,9 +108,11 @@ def decide_verdict(
         )
     further = [*limits]
     if all(trial.intervention == "random control" for trial in controls):
-        further.append("the box has no other region of the evidence's size")
+        place = "there is no other region of the evidence's size beside the box"
+        further.append(place if is_outside else "the box has no other region of the evidence's size")
     if parts_needed:
-        further.append("other parts of the box are needed as well")
+        others = "other regions beside the box" if is_outside else "other parts of the box"
+        further.append(f"{others} are needed as well")
     reason = f"{outcomes} without the evidence; effect {effect:.2f} over {len(controls)} controls of the same size"
     return _confirmed(effect, evidence_fraction, reason, further, len(controls))
 

@@ -329,7 +329,8 @@ class Verifier:
     ) -> Investigation[VerificationResult]:
         """Reduce a region that ends the error to the part that is needed, find further parts, and run the controls."""
         if not tried.ends:
-            verdict = decide_verdict(hypothesis.score, tried.trials, float(tried.region.float().mean()))
+            fraction, lost_reason = float(tried.region.float().mean()), hypothesis.criterion.lost_reason
+            verdict = decide_verdict(hypothesis.score, tried.trials, fraction, lost_reason=lost_reason)
             result = VerificationResult(tried.trials, verdict, proposal, tried.region, (), None, ends=False)
             return self._conclude(hypothesis, result)
         # Spots have no shape of their own; the regions of maps have.
@@ -352,7 +353,14 @@ class Verifier:
             ]
         compared = [each for each in trials if each.intervention == "without evidence" or hypothesis.is_control(each)]
         limits = hypothesis.limits_of(tried.trials)
-        verdict = decide_verdict(hypothesis.score, compared, size, parts_needed=len(beside), limits=limits)
+        verdict = decide_verdict(
+            hypothesis.score,
+            compared,
+            size,
+            parts_needed=len(beside),
+            limits=limits,
+            is_outside=hypothesis.is_outside,
+        )
         control = random_regions[0] if random_regions else None
         result = VerificationResult(tuple(trials), verdict, proposal, area, tuple(parts), control, ends=True)
         concluded = self._conclude(hypothesis, result)

@@ -68,16 +68,16 @@ class AuditCheck:
 
 
 class PrecomputedMaps:
-    """Replaces a method in an `ErrorExplainer` and returns given heatmaps (H, W)."""
+    """Replaces a method in an `ErrorExplainer` and returns a given heatmap (H, W) for every target."""
 
     name = "precomputed"
 
-    def __init__(self, heatmaps: Sequence[Tensor]) -> None:
-        self.heatmaps = heatmaps
+    def __init__(self, heatmap: Tensor) -> None:
+        self.heatmap = heatmap
 
     def explain(self, images: Sequence[Any], targets: Sequence[Sequence[Any]]) -> list[SimpleNamespace]:
-        """Return the heatmaps as those of one image."""
-        return [SimpleNamespace(heatmaps=torch.stack(list(self.heatmaps)))]
+        """Return the heatmap once for each target of each image."""
+        return [SimpleNamespace(heatmaps=self.heatmap.expand(len(row), -1, -1)) for row in targets]
 
 
 def check_audit(
@@ -113,7 +113,7 @@ def check_audit(
     is_neighbor = SHORTCUTS[case.scenario].effect == "suppressed"  # an object of the class, within the box of the other
     regions = false_causes(case)
     verdicts = [
-        explain_error(adapter, cast(BaseCAM, PrecomputedMaps([region.float()])), image, masks=masks).case.verdict
+        explain_error(adapter, cast(BaseCAM, PrecomputedMaps(region.float())), image, masks=masks).case.verdict
         for region in regions
     ]
     return AuditCheck(

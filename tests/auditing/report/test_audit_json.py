@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detcam.auditing import analyze_errors
-from detcam.auditing.case import AuditCase, CasePart, GroundTruthObject
+from detcam.auditing.case import AuditCase, CasePart, GroundTruthObject, Trial
 from detcam.auditing.report import ReportSummary
 from detcam.auditing.sentences import OUTSIDE_LOCATIONS, case_sentence, is_inside, is_outside
 from detcam.data.annotations import Annotations
@@ -149,6 +149,10 @@ def test_either_part_suffices_only_if_the_score_stays_without_each() -> None:
 
     assert "; either of its 2 parts suffices: " in sentence(0.79, 0.62)
     assert "; any of its 3 parts suffices: " in sentence(0.79, 0.62, 0.7)
+    case = replace(case, trials=(Trial("without evidence", "ring", 0.1, "vanished"),))
+    assert "the detection persists without one of them" in sentence(0.79, 0.62)
+    case = replace(case, trials=(Trial("without evidence", "ring", 0.1, "mask corrected"),))
+    assert "the error persists without one of them" in sentence(0.79, 0.62)
     assert "suffices" not in sentence(0.79, 0.3), "the part without which the score is 0.3 is not replaced by the other"
 
 
@@ -173,6 +177,7 @@ def test_headline_edge_cases() -> None:
     first = replace(first, verdict="weak")
     inside = replace(first, evidence_shares={"predicted box": 0.95, "scene": 0.05})
     outside = replace(first, evidence_shares={"predicted box": 0.0, "ring": 0.75, "scene": 0.25}, id="other")
+    corrected = replace(outside, trials=(Trial("without evidence", "ring", 0.1, "mask corrected"),))
     mixed = replace(first, evidence_shares={"predicted box": 0.5, "ring": 0.5})
     unconfirmed = replace(outside, verdict="not confirmed")
     needed_inside = replace(outside, parts=(CasePart(0.01, "predicted box", 0.1, True),))
@@ -187,6 +192,13 @@ def test_headline_edge_cases() -> None:
             [
                 "1 of 1 explained false positives has a confirmed cause, 1 of them strongly.",
                 "It lies outside the box: the detection ends without a region outside.",
+            ],
+        ),
+        (
+            (corrected, replace(corrected, id="third")),
+            [
+                "2 of 2 explained false positives have a confirmed cause, 0 of them strongly.",
+                "All 2 lie outside the box: the errors end without a region outside.",
             ],
         ),
         ((unconfirmed,), ["0 of 1 explained false positives have a confirmed cause, 0 of them strongly."]),

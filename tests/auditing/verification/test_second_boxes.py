@@ -18,10 +18,12 @@ from detcam.auditing.case import Outcome, Trial
 from detcam.auditing.verification.hypothesis import Hypothesis
 from detcam.auditing.verification.interventions import Investigation, Removal, sparing
 from detcam.auditing.verification.persistence import PersistenceCriterion
-from detcam.auditing.verification.proposals import Proposals
+from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.auditing.verification.second_boxes import may_lie_outside
 from detcam.auditing.verification.verdict import decide_verdict
+from detcam.auditing.verification.verifier import Verifier
+from detcam.perturbation.base import ImageScorer
 from detcam.targets import BoxTarget
 from tests.auditing.fixed_output import BOX, FAR, FixedOutput
 from tests.auditing.verification.driven import answered, disc
@@ -53,7 +55,7 @@ def test_the_correct_detection_has_to_remain(own: float, others: list[tuple], ou
 
 def test_a_region_without_which_the_object_is_lost_confirms_nothing() -> None:
     trials = [Trial("without evidence", "ring", 0.0, "object lost"), Trial("random control", "ring", 0.9, "unchanged")]
-    verdict = decide_verdict(0.9, trials, 0.01)
+    verdict = decide_verdict(0.9, trials, 0.01, lost_reason=PersistenceCriterion.lost_reason)
     assert verdict.grade == "not confirmed" and "the correct detection of the object ends with it" in verdict.reason
 
 
@@ -195,3 +197,61 @@ def test_a_region_that_ends_the_error_with_one_fill_only_is_no_reason_to_search_
         return Trial(request.intervention, str(request.fill), *((0.1, "vanished") if ends else (0.9, "unchanged")))
 
     assert not answered(may_lie_outside(hypothesis, [HIGHLIGHTED], 2), answer)[0]
+
+
+def second_claim(heatmap: Tensor) -> Hypothesis:
+    """A claim that a map (100, 100) shows the cause of the second box of an object, both of them a disc."""
+    box = disc(50, 50, 15)
+    return Hypothesis(
+        "case",
+        PersistenceCriterion(BoxTarget(BOX, 0), 0.3, True, torch.zeros(0, 4)),
+        0.9,
+        Proposals([Proposal("map", heatmap)]),
+        box,
+        box,
+        lambda: (torch.arange(100)[:, None] // 7 * 20 + torch.arange(100)[None] // 7).long(),
+        is_second=True,
+    )
+
+
+def gray_verifier() -> Verifier:
+    """A verifier of a gray image, whose requests a test answers."""
+    adapter = detector(
+        SecondBox(False, False).eval(),
+        lambda raw: (torch.tensor([OBJECT, SECOND]).expand(len(raw), -1, -1), raw),
+        names=["boat", "buoy"],
+        target_layers="seen",
+    ).without_layers()
+    with torch.no_grad():
+        batch = adapter.prepare([torch.full((3, 100, 100), 0.5)])
+        output = adapter.outputs(adapter.forward(batch), batch)[0]
+        return Verifier(ImageScorer(adapter, batch, output, []))
+
+
+def test_the_search_outside_is_left_out_where_nothing_outside_costs_half_of_the_score() -> None:
+    claim = second_claim(disc(50, 50, 8) + 0.5 * HIGHLIGHTED)
+
+    def answer(request: Removal) -> Trial:
+        costs = bool(request.region[LEFT].all())  # less than half of the score
+        return Trial(request.intervention, str(request.fill), 0.6 if costs else 0.9, "unchanged")
+
+    outside = claim.outside()
+    _, at_gate = answered(may_lie_outside(outside, [outside.proposals.maps[0].heatmap > 0], 2), answer)
+    result, asked = answered(gray_verifier().investigate(claim), answer)
+    beside = [each for each in asked if not bool((each.region & claim.inside).any())]
+    assert len(beside) == len(at_gate) < len(asked) and not result.ends
+
+
+def test_evidence_outside_is_what_was_removed() -> None:
+    """A region of a map is smooth: it reaches into the box beside which the cause lies."""
+    box = disc(50, 50, 15)
+    cause = disc(50, 70, 6) & ~box
+
+    def answer(request: Removal) -> Trial:
+        ends = bool(request.region[cause].all())
+        return Trial(request.intervention, str(request.fill), *((0.1, "vanished") if ends else (0.9, "unchanged")))
+
+    result, asked = answered(gray_verifier().investigate(second_claim(cause.float())), answer)
+    removed = [each.region for each in asked if each.intervention == "without evidence"]
+    assert result.ends and not bool((result.evidence & box).any())
+    assert any(torch.equal(region, result.evidence) for region in removed)

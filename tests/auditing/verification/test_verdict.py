@@ -52,7 +52,10 @@ def test_the_effect_is_the_margin_between_the_costliest_control_and_the_weakest_
     ]
     assert decide_verdict(0.8, trials, 0.01).compared_controls == 2
     assert decide_verdict(0.8, trials, 0.01).effect == pytest.approx((0.7 - 0.2) / 0.8)
-    assert decide_verdict(0.8, trials, 0.01, parts_needed=1).grade == "weak"
+    verdict = decide_verdict(0.8, trials, 0.01, parts_needed=1)
+    assert verdict.grade == "weak" and "other parts of the box are needed as well" in verdict.reason
+    reason = decide_verdict(0.8, trials, 0.01, parts_needed=1, is_outside=True).reason
+    assert "other regions beside the box are needed as well" in reason and "parts of the box" not in reason
 
 
 def test_the_error_must_end_with_every_fill() -> None:
