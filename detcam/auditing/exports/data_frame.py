@@ -11,7 +11,7 @@ from detcam.utils.optional import needs_extra
 FIELDS = (
     *("id", "image_id", "file_name", "type", "label", "name", "score", "is_false_positive", "delta_ap", "question"),
     *("method", "proposal", "evidence_kind", "evidence_location", "evidence_object", "evidence_form"),
-    *("evidence_fraction", "minimal_region_fraction", "verdict", "effect", "error_rate", "reason"),
+    *("evidence_fraction", "minimal_region_fraction", "verdict", "effect", "compared_controls", "error_rate", "reason"),
     *("failure_stage", "evidence_comparison", "background_type", "typicality", "trust"),
     *("group", "forward_passes", "sentence"),
 )

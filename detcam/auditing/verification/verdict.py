@@ -108,8 +108,8 @@ def decide_verdict(
         )
     further = [*limits]
     if all(trial.intervention == "random control" for trial in controls):
-        place = "there is no other region of the evidence's size beside the box"
-        further.append(place if is_outside else "the box has no other region of the evidence's size")
+        none_beside = "there is no other region of the evidence's size beside the box"
+        further.append(none_beside if is_outside else "the box has no other region of the evidence's size")
     if parts_needed:
         others = "other regions beside the box" if is_outside else "other parts of the box"
         further.append(f"{others} are needed as well")
