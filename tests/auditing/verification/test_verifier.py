@@ -17,7 +17,7 @@ from detcam.auditing.verification import black_box, verifier
 from detcam.auditing.verification.black_box import BlackBoxVerifier
 from detcam.auditing.verification.evidence import box_region
 from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult
-from detcam.auditing.verification.interventions import Investigation
+from detcam.auditing.verification.interventions import Investigation, Removal
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
@@ -326,6 +326,28 @@ def test_a_case_without_gradients_ends_at_a_maximum_of_perturbed_images(monkeypa
     assert "no region was verified within 9 perturbed images" in result.verdict.reason and result.forward_passes == 9
     assert bool(result.evidence.any()) and result.trials and not result.ends
     assert min(each.score for each in result.trials) < 0.6, result.trials
+
+
+def test_the_strongest_attempt_is_small_and_counts_with_its_weakest_fill() -> None:
+    """Controls are no attempts, and what surrounds a box as a whole is no evidence."""
+    claim = claim_about(torch.eye(20))
+    cells = {name: torch.zeros(20, 20, dtype=torch.bool) for name in ("large", "one fill", "both", "control")}
+    for row, cell in enumerate(cells.values()):
+        cell[row, :5] = True
+    cells["large"][5:] = True
+    tried = [
+        (Removal("without evidence", cells["large"]), Trial("without evidence", "ring", 0.0, "class flipped")),
+        (Removal("without evidence", cells["one fill"]), Trial("without evidence", "ring", 0.1, "unchanged")),
+        (Removal("without evidence", cells["one fill"], 1), Trial("without evidence", "linear", 0.7, "unchanged")),
+        (Removal("without part", cells["both"]), Trial("without part", "ring", 0.6, "unchanged")),
+        (Removal("random control", cells["control"]), Trial("random control", "ring", 0.0, "vanished")),
+    ]
+    result = black_box.strongest_attempt(claim, tried)
+    assert torch.equal(result.evidence, cells["both"])
+    assert result.trials == (Trial("without evidence", "ring", 0.6, "unchanged"),)
+    assert result.verdict.grade == "not confirmed" and "5 perturbed images" in result.verdict.reason
+    (large,) = [each for each in tried if each[0].region is cells["large"]]
+    assert torch.equal(black_box.strongest_attempt(claim, [large]).evidence, cells["large"])
 
 
 def test_at_the_maximum_evidence_outside_the_object_has_no_pixel_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
