@@ -46,18 +46,18 @@ Intervention: TypeAlias = Literal[
 ``without evidence``: the evidence region is filled; ``without part``: another region is filled, to find the evidence;
 ``random control``: a region of the evidence's size and shape at a random position is filled; ``box control``: a region
 of the evidence's size inside the predicted box, beside the evidence, is filled; ``near control``: a region of the
-evidence's size in the ring around a missed object, or around the second box of an object, is filled; ``transplant``:
-the ring shows what surrounds a found object of the class; ``transplant control``: it is filled, or shows what surrounds
-a position without an object.
+evidence's size in the ring around a missed object, around the second box of an object, or around the box of a wrong
+mask, is filled; ``transplant``: the ring shows what surrounds a found object of the class; ``transplant control``: it
+is filled, or shows what surrounds a position without an object.
 """
 
 Grade: TypeAlias = Literal["strong", "weak", "not confirmed", "not tested"]
 """How well the evidence is confirmed as the cause.
 
 ``strong``: the error ends without the evidence, with every fill, and controls of the same size cost much less;
-``weak``: likewise, with a smaller effect, evidence of a tenth of the image or more, no control inside the box, or other
-parts of the box that are needed as well; ``not confirmed``: the error persists, or a control costs as much. A missed
-object is confirmed if it appears without the evidence, and without no control.
+``weak``: likewise, with a smaller effect, evidence of a tenth of the image or more, no control inside the box (beside
+it, of evidence outside alone), or other parts there that are needed as well; ``not confirmed``: the error persists, or
+a control costs as much. A missed object is confirmed if it appears without the evidence, and without no control.
 """
 LIGHT_FILLS = ("even light", "even light, half")
 """Names of the fills that change the light of a region only."""
