@@ -151,20 +151,27 @@ function drawFrom(index) {
   fillView();
 }
 
+// Cards that leave the list are used again for those that come, and the layout is computed once for both.
 function drawBelow() {
   const list = $("list"), end = Math.min(endDrawn + CHUNK, shown.length);
-  list.append(...shown.slice(endDrawn, end).map((item, index) => cardOf(item, endDrawn + index, shown.length)));
+  const append = () => list.append(...shown.slice(endDrawn, end).map((item, index) => cardOf(item, endDrawn + index, shown.length)));
+  if (end - firstDrawn > MAX_DRAWN) {
+    inPlace(CHUNK, () => {
+      for (const node of [...list.children].slice(0, CHUNK)) recycle(node);
+      append();
+    });
+    firstDrawn += CHUNK;
+  } else append();
   endDrawn = end;
-  if (endDrawn - firstDrawn <= MAX_DRAWN) return;
-  inPlace(CHUNK, () => { for (const node of [...list.children].slice(0, CHUNK)) recycle(node); });
-  firstDrawn += CHUNK;
 }
 
 function drawAbove() {
   const list = $("list"), first = firstDrawn - CHUNK;
-  inPlace(0, () => list.prepend(...shown.slice(first, firstDrawn).map((item, index) => cardOf(item, first + index, shown.length))));
+  inPlace(0, () => {
+    while (list.children.length > MAX_DRAWN - CHUNK) recycle(list.lastChild);
+    list.prepend(...shown.slice(first, firstDrawn).map((item, index) => cardOf(item, first + index, shown.length)));
+  });
   firstDrawn = first;
-  while (list.children.length > MAX_DRAWN) recycle(list.lastChild);
   endDrawn = Math.min(endDrawn, firstDrawn + MAX_DRAWN);
 }
 
