@@ -1,4 +1,4 @@
-"""Questions that explain detection errors, as targets of a heatmap method; and the stage that loses a missed object."""
+"""Questions that explain detection errors, their objects, and the stage that loses a missed object."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 from detcam.adapters.base import Target
 from detcam.auditing.case import Box
 from detcam.auditing.errors import DetectionError
+from detcam.auditing.verification.evidence import box_region
 from detcam.data.annotations import FIRST_UNKNOWN_LABEL
 from detcam.data.ground_truth import GroundTruth
 from detcam.detections import Detections, class_name
@@ -216,3 +217,23 @@ def _object_index(error: DetectionError) -> int:
     if error.ground_truth_index is None:
         raise ValueError(f"expected an error with a ground-truth object; got {error}")
     return error.ground_truth_index
+
+
+def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
+    """The pixels (H, W) bool of the object that an error concerns, and of the other objects of the predicted class.
+
+    Args:
+        error: the error.
+        ground_truth: the objects of its image.
+        masks: whether objects are their masks instead of their boxes.
+    """
+
+    def region(index: int) -> Tensor:
+        box = object_box(ground_truth, index)
+        return ground_truth.mask(index) if masks else box_region(box, ground_truth.image_size_hw)
+
+    others = torch.zeros(ground_truth.image_size_hw, dtype=torch.bool)
+    for index, label in enumerate(ground_truth.labels.tolist()):
+        if label == error.label and index != error.ground_truth_index:
+            others |= region(index)
+    return None if error.ground_truth_index is None else region(error.ground_truth_index), others

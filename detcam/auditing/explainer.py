@@ -16,7 +16,7 @@ from detcam.adapters.detection import DetectorAdapter
 from detcam.auditing.case import AuditCase, EvidenceLocation
 from detcam.auditing.conclusion import ExplainedError, conclude
 from detcam.auditing.criteria import criterion_for
-from detcam.auditing.error_targets import ErrorQuestion, object_box, question_for
+from detcam.auditing.error_targets import ErrorQuestion, object_regions, question_for
 from detcam.auditing.errors import DetectionError
 from detcam.auditing.grouping.evidence_kind import describe_evidence
 from detcam.auditing.question_heatmaps import compute_heatmaps, propose_by_gradients, propose_by_method
@@ -443,26 +443,6 @@ class ErrorExplainer:
             missed.criterion_score,
             missed.criterion.score_threshold,
         )
-
-
-def object_regions(error: DetectionError, ground_truth: GroundTruth, *, masks: bool) -> tuple[Tensor | None, Tensor]:
-    """The pixels (H, W) bool of the object that an error concerns, and of the other objects of the predicted class.
-
-    Args:
-        error: the error.
-        ground_truth: the objects of its image.
-        masks: whether objects are their masks instead of their boxes.
-    """
-
-    def region(index: int) -> Tensor:
-        box = object_box(ground_truth, index)
-        return ground_truth.mask(index) if masks else box_region(box, ground_truth.image_size_hw)
-
-    others = torch.zeros(ground_truth.image_size_hw, dtype=torch.bool)
-    for index, label in enumerate(ground_truth.labels.tolist()):
-        if label == error.label and index != error.ground_truth_index:
-            others |= region(index)
-    return None if error.ground_truth_index is None else region(error.ground_truth_index), others
 
 
 def _suppressing_detections(missed: Mapping[int, MissedObject], output: DetectorOutput) -> dict[int, BoxTarget]:

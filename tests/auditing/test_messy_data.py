@@ -18,7 +18,7 @@ import detcam
 from detcam import adapt
 from detcam.adapters import detector
 from detcam.auditing import Audit
-from detcam.auditing.explainer import object_regions
+from detcam.auditing.error_targets import object_regions
 from detcam.auditing.verification.evidence import box_region
 from detcam.data.annotations import Annotations
 from detcam.demo.model import load_demo_detector

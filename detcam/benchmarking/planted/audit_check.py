@@ -19,7 +19,8 @@ from detcam.auditing.analysis import analyze_errors
 from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, EvidenceLocation
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.conclusion import ExplainedError
-from detcam.auditing.explainer import ErrorExplainer, ErrorImage, object_regions
+from detcam.auditing.error_targets import object_regions
+from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.sentences import further_regions_needed, sufficient_parts
 from detcam.auditing.verification.donors import Donors, choose_donors
 from detcam.auditing.verification.evidence import box_region, location_regions, location_shares, move_region

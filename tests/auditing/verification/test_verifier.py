@@ -3,88 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcam import adapt
-from detcam.adapters import detector
-from detcam.auditing.case import LIGHT_FILLS, Grade, Trial
-from detcam.auditing.verification import black_box, verifier
-from detcam.auditing.verification.black_box import BlackBoxVerifier
+from detcam.auditing.case import LIGHT_FILLS, Trial
+from detcam.auditing.verification import verifier
 from detcam.auditing.verification.evidence import box_region
-from detcam.auditing.verification.hypothesis import EvidencePart, Hypothesis, VerificationResult
-from detcam.auditing.verification.interventions import Investigation, Removal
+from detcam.auditing.verification.hypothesis import Hypothesis
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
-from detcam.auditing.verification.region_probes import RegionProbes
-from detcam.auditing.verification.region_search import TriedRegion
-from detcam.auditing.verification.verdict import Verdict
 from detcam.auditing.verification.verifier import Verifier
 from detcam.demo.model import load_demo_detector
-from detcam.methods.common.region_proposals import color_segments
 from detcam.perturbation.base import ImageScorer
 from detcam.perturbation.fills import Fill, LinearFill, RingFill, UniformFill
 from detcam.synthetic.harbor import draw_scene
 from detcam.targets import BoxTarget
 from detcam.trace import guarded
-
-POND = (25.0, 25.0, 35.0, 35.0)
-
-
-class BluenessDetector(nn.Module):
-    """Detects one boat, with the blueness of its surroundings as the score."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = (self.seen(x)[:, 2, 10:50, 10:50] - x[:, 0, 10:50, 10:50]).mean((1, 2))
-        return found
-
-
-def decode_blueness(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """One box with the scores of boat and barge, from the score (N,) of the boat, or from both (2, N)."""
-    both = raw.T if raw.ndim == 2 else torch.stack([raw, torch.zeros_like(raw)], 1)
-    return torch.tensor(POND).expand(len(both), 1, 4), both[:, None].clamp(0, 1)
-
-
-def verify(
-    network: nn.Module,
-    image: Tensor,
-    heatmap: Tensor | None,
-    fills: Sequence[Fill] | None = None,
-    segments: Callable[[], Tensor] | None = None,
-    regions: Sequence[tuple[slice, slice]] = (),
-    *,
-    is_confusion: bool = False,
-    is_outside: bool = False,
-    kind: type[Verifier] = Verifier,
-) -> VerificationResult:
-    """Verify that a map, if any, shows the cause of the boat in an image (3, h, w), with a score threshold of 0.5."""
-    adapter = detector(network.eval(), decode_blueness, names=["boat", "barge"], target_layers="seen").without_layers()
-    size = (image.shape[1], image.shape[2])
-    box = box_region(POND, size)
-    with guarded(adapter.model, gradients=False), torch.no_grad():
-        batch = adapter.prepare([image])
-        output = adapter.outputs(adapter.forward(batch), batch)[0]
-        target = BoxTarget(POND, 0)
-        score = float(output.candidates([target]).class_scores[0, 0])
-        scorer = ImageScorer(adapter, batch, output, [target], torch.zeros(1), (), (), 8, False)
-        criterion = PersistenceCriterion.from_output(output, target, 0.5)
-        proposed = torch.zeros(len(regions), *size, dtype=torch.bool)
-        for region, place in zip(proposed, regions, strict=True):
-            region[place] = True
-        maps = [] if heatmap is None else [Proposal("map", heatmap)]
-        probes = RegionProbes(maps[0].heatmap[None], proposed, torch.zeros(size)) if regions else None
-        proposals = Proposals(maps, probes)
-        claim = Hypothesis("case", criterion, score, proposals, box, box, segments, is_confusion=is_confusion)
-        (result,) = kind(scorer, fills).verify([replace(claim, is_outside=is_outside)])
-    return result
+from tests.auditing.verification.blue_regions import (
+    HULL,
+    LEFT,
+    RIGHT,
+    BluenessDetector,
+    Spots,
+    boat_or_barge,
+    claim_about,
+    spots_image,
+    verify,
+)
 
 
 def test_fills_of_a_large_uniform_region_leave_no_trace() -> None:
@@ -97,37 +45,6 @@ def test_fills_of_a_large_uniform_region_leave_no_trace() -> None:
     without = {trial.fill: trial for trial in result.trials if trial.intervention == "without evidence"}
     assert set(without) == {"ring", "linear"} and result.ends
     assert all(trial.outcome != "unchanged" for trial in without.values())
-
-
-class Spots(nn.Module):
-    """Detects a boat from the blueness of several regions (rows, columns).
-
-    Args:
-        regions: the regions.
-        combine: from their blueness (K, N) to the score (N,).
-    """
-
-    def __init__(self, regions: Sequence[tuple[slice, slice]], combine: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.seen = nn.Identity()
-        self.regions, self.combine = regions, combine
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.seen(x)
-        return self.combine(torch.stack([x[:, 2, rows, columns].mean((1, 2)) for rows, columns in self.regions]))
-
-
-LEFT, RIGHT = (slice(4, 10), slice(4, 10)), (slice(4, 10), slice(50, 56))
-
-
-def spots_image(*regions: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
-    """A gray image (3, 64, 64) with blue regions, and these as a map (64, 64)."""
-    spots = torch.zeros(64, 64)
-    for region in regions:
-        spots[region] = 1
-    image = torch.full((3, 64, 64), 0.1)
-    image[2] += 0.8 * spots
-    return image, spots
 
 
 @pytest.mark.parametrize("either", [False, True])
@@ -170,15 +87,6 @@ def test_regions_outside_the_box_that_are_needed_as_well(either: bool) -> None:
     assert bool(needed[LEFT].all()) and bool(needed[RIGHT].all()) == either, "one cue, or both together"
 
 
-HULL = (slice(27, 33), slice(27, 33))
-
-
-def boat_or_barge(blueness: Tensor) -> Tensor:
-    """The hull is a boat with the cue, and else a barge."""
-    hull, cue = blueness
-    return torch.stack([torch.minimum(hull, cue), torch.minimum(hull, 1 - cue)])
-
-
 def test_the_cause_of_a_wrong_class_is_what_changes_the_class() -> None:
     """Without the hull there is no detection at all; this does not say why it is called a boat."""
     image, spots = spots_image(HULL, LEFT)
@@ -213,13 +121,6 @@ def test_a_region_that_changes_the_class_is_not_said_to_leave_it(monkeypatch: py
     assert "another class" not in result.verdict.reason
 
 
-def claim_about(heatmap: Tensor) -> Hypothesis:
-    """A claim about the wrong class of a box."""
-    criterion = PersistenceCriterion(BoxTarget(POND, 0), 0.5, False, torch.zeros(0, 4))
-    box = heatmap > 0
-    return Hypothesis("case", criterion, 0.9, Proposals([Proposal("map", heatmap)]), box, box, is_confusion=True)
-
-
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> None:
     """A pond reaches into the box, whose rest is continued outside. What any region of that size costs is no cause."""
@@ -245,131 +146,6 @@ def test_surroundings_that_linear_imputation_paints_again(everywhere: bool) -> N
         without = [each for each in result.trials if each.intervention == "without evidence"]
         assert [(each.fill, each.outcome) for each in without] == [("ring", "class flipped"), ("mean", "class flipped")]
         assert {each.fill for each in result.trials} == {"ring", "mean"}, "of the controls, too"
-
-
-IN_BOX = (slice(25, 28), slice(25, 28))
-
-
-def verify_black_box(network: nn.Module, image: Tensor, **claim: bool) -> VerificationResult:
-    """Verify without maps."""
-    return verify(network, image, None, segments=lambda: color_segments(image), kind=BlackBoxVerifier, **claim)
-
-
-def test_without_gradients_the_cause_of_a_wrong_class_is_found() -> None:
-    hull = (slice(29, 32), slice(29, 32))
-    image, _ = spots_image(hull, LEFT)
-    result = verify_black_box(Spots([hull, LEFT], boat_or_barge), image, is_confusion=True)
-    assert result.proposal.name == "joint removal of segments" and result.forward_passes <= 20
-    assert result.verdict.reason.startswith("class flipped without the evidence; effect"), result.verdict.reason
-    assert bool(result.evidence[LEFT].any()) and not bool(result.evidence[hull].any())
-
-
-@pytest.mark.parametrize("either", [False, True])
-def test_without_gradients_causes_that_act_together_or_replace_one_another(either: bool) -> None:
-    """No single region changes the class if either of two suffices."""
-    hull = (slice(29, 32), slice(29, 32))
-    image, _ = spots_image(hull, LEFT, RIGHT)
-
-    def combine(blueness: Tensor) -> Tensor:
-        cues = blueness[1:].amax(0) if either else blueness[1:].amin(0)
-        return boat_or_barge(torch.stack([blueness[0], cues]))
-
-    result = verify_black_box(Spots([hull, LEFT, RIGHT], combine), image, is_confusion=True)
-    assert result.verdict.grade in ("strong", "weak") and result.forward_passes <= 30, result.verdict.reason
-    assert bool(result.needed[LEFT].any()) and bool(result.needed[RIGHT].any()) and not bool(result.needed[hull].any())
-    assert [part.needed for part in result.parts] == ([False, False] if either else [True])
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "chosen"),
-    [
-        (("weak", 0.4), ("weak", 0.3), "first"),
-        (("weak", 0.3), ("weak", 0.4), "second"),
-        (("weak", 0.3), ("weak", 0.3), "second"),  # the same result, with further parts
-        (("weak", 0.3), ("not confirmed", 0.9), "first"),
-        (("not confirmed", 0.1), ("weak", 0.3), "second"),
-        (None, ("not confirmed", 0.1), "second"),  # what is not confirmed is shown all the same
-        (("not confirmed", 0.1), None, "first"),
-    ],
-)
-def test_the_more_effective_of_two_confirmed_results_counts(
-    first: tuple[Grade, float] | None, second: tuple[Grade, float] | None, chosen: str
-) -> None:
-    empty = torch.zeros(2, 2)
-    results = {
-        name: VerificationResult((), Verdict(*of, ""), Proposal(name, empty), empty > 0, (), None, ends=True)
-        for name, of in (("first", first), ("second", second))
-        if of is not None
-    }
-    found = black_box.stronger_result(results.get("first"), results.get("second"))
-    assert found is results[chosen]
-
-
-def test_a_model_with_gradients_has_no_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does the absence of maps of one case change what is removed first."""
-    hull = (slice(29, 32), slice(29, 32))
-    image, _ = spots_image(hull, LEFT)
-    monkeypatch.setattr(black_box, "MAX_TRIALS", 3)
-    network = Spots([hull, LEFT], boat_or_barge)
-    result = verify(network, image, None, segments=lambda: color_segments(image), is_confusion=True)
-    assert result.proposal.name == "coarse-to-fine removal" and result.forward_passes > 3
-    assert bool(result.evidence[LEFT].any()) and not bool(result.evidence[hull].any())
-
-
-def test_a_case_without_gradients_ends_at_a_maximum_of_perturbed_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    hull = (slice(30, 33), slice(30, 33))
-    image, _ = spots_image(hull, IN_BOX)
-    network = Spots([hull, IN_BOX], boat_or_barge)
-    monkeypatch.setattr(black_box, "MAX_TRIALS", 9)
-    result = verify_black_box(network, image, is_confusion=True)
-    assert result.verdict.grade == "not confirmed", "images were tested"
-    assert "no region was verified within 9 perturbed images" in result.verdict.reason and result.forward_passes == 9
-    assert bool(result.evidence.any()) and result.trials and not result.ends
-    assert min(each.score for each in result.trials) < 0.6, result.trials
-
-
-def test_the_strongest_attempt_is_small_and_counts_with_its_weakest_fill() -> None:
-    """Controls are no attempts, and what surrounds a box as a whole is no evidence."""
-    claim = claim_about(torch.eye(20))
-    cells = {name: torch.zeros(20, 20, dtype=torch.bool) for name in ("large", "one fill", "both", "control")}
-    for row, cell in enumerate(cells.values()):
-        cell[row, :5] = True
-    cells["large"][5:] = True
-    tried = [
-        (Removal("without evidence", cells["large"]), Trial("without evidence", "ring", 0.0, "class flipped")),
-        (Removal("without evidence", cells["one fill"]), Trial("without evidence", "ring", 0.1, "unchanged")),
-        (Removal("without evidence", cells["one fill"], 1), Trial("without evidence", "linear", 0.7, "unchanged")),
-        (Removal("without part", cells["both"]), Trial("without part", "ring", 0.6, "unchanged")),
-        (Removal("random control", cells["control"]), Trial("random control", "ring", 0.0, "vanished")),
-    ]
-    result = black_box.strongest_attempt(claim, tried)
-    assert torch.equal(result.evidence, cells["both"])
-    assert result.trials == (Trial("without evidence", "ring", 0.6, "unchanged"),)
-    assert result.verdict.grade == "not confirmed" and "5 perturbed images" in result.verdict.reason
-    (large,) = [each for each in tried if each[0].region is cells["large"]]
-    assert torch.equal(black_box.strongest_attempt(claim, [large]).evidence, cells["large"])
-
-
-def test_at_the_maximum_evidence_outside_the_object_has_no_pixel_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cue = (slice(19, 25), slice(27, 33))
-    image, heatmap = spots_image(cue)
-    heatmap[25:27, 27:33] = heatmap.amax()  # reaches into the box
-    heatmap[RIGHT] = 0.5 * heatmap.amax()  # tried once the cue is verified
-    network = Spots([cue], lambda blueness: blueness[0])
-
-    def not_reduced(tried: TriedRegion, *_: object) -> Investigation[tuple[TriedRegion, list[EvidencePart]]]:
-        yield from ()
-        return tried, []
-
-    def claim() -> VerificationResult:
-        return verify(network, image, heatmap, is_outside=True, kind=BlackBoxVerifier)
-
-    monkeypatch.setattr(verifier, "reduce_region", not_reduced)
-    whole = claim()
-    monkeypatch.setattr(black_box, "MAX_TRIALS", whole.forward_passes - 1)
-    result = claim()
-    assert result.forward_passes < whole.forward_passes and result.verdict == whole.verdict
-    assert bool(result.evidence[cue].any()) and not bool(result.evidence[25:35, 25:35].any())
 
 
 def test_light_that_fades_slowly_is_evened() -> None:
