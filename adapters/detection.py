@@ -31,7 +31,7 @@ class DetectorAdapter(Adapter, abstract=True):
 
     def targets_of(self, detections: Detections) -> list[Target]:
         return [
-            BoxTarget(tuple(box), int(label), source)
+            BoxTarget(tuple(box), int(label), source if source.anchor >= 0 else None)
             for box, label, source in zip(
                 detections.boxes_xyxy.tolist(), detections.labels.tolist(), detections.source, strict=True
             )

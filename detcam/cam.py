@@ -339,8 +339,8 @@ class BaseCAM:
         targets = request.targets_for(group)
         for view in views(aug_smooth):
             per_view.append(self._run(request, group, targets, view, eigen_smooth))
-            if targets is None:  # the other views explain the predictions in the plain image
-                targets = [list(result.targets) for result in per_view[0]]
+            # The other views explain the predictions, and the best classes of boxes without one, of the plain image.
+            targets = [list(result.targets) for result in per_view[0]]
         return [mean_of_results(results) for results in zip(*per_view, strict=True)]
 
     def _check_model(self) -> None:

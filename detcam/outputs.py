@@ -193,8 +193,7 @@ class DetectionTarget(BaseTarget, abstract=True):
         if flat:
             raise ValueError(f"expected a box with x1 < x2 and y1 < y2 (xyxy, not xywh); got {box}")
         object.__setattr__(self, "box_xyxy", box)
-        if self.label is not None and not isinstance(self.label, str):
-            object.__setattr__(self, "label", int(self.label))
+        set_indices(self)
 
     @property
     def reads(self) -> frozenset[CandidateField]:
@@ -251,12 +250,23 @@ class DetectionTarget(BaseTarget, abstract=True):
         boxes, scores = output.raw_candidates()
         if not len(boxes):
             raise ValueError("the model has no candidates in this image; give the box a class: BoxTarget(box, label)")
-        best, labels = scores.float().max(1)
+        scores = scores.float().clone()
+        if output.background is not None:  # most candidates are background, which is no class of a box
+            scores[:, output.background] = -1
+        best, labels = scores.max(1)
         overlap = box_iou(boxes.new_tensor([self.box_xyxy]).float(), boxes.float())[0]
         return replace(self, label=int(labels[(overlap * best).argmax()]))
 
     def pinned(self, output: object) -> Self:
         return replace(self, source=output.source_of(self)) if isinstance(output, DetectorOutput) else self
+
+
+def set_indices(target: Any) -> None:
+    """Convert the class indices `label` and `against` of a frozen target to int; class names and None are unchanged."""
+    for name in ("label", "against"):
+        index = getattr(target, name, None)
+        if index is not None and not isinstance(index, str):
+            object.__setattr__(target, name, int(index))
 
 
 def _with_indices(target: Any, names: Mapping[int, str]) -> Any:

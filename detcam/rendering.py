@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -89,8 +89,8 @@ class DeferredHeatmaps:
     def __len__(self) -> int:
         return len(self.views[0].levels[0])
 
-    def __getitem__(self, index: int | slice | list[int]) -> HeatmapArray | DeferredHeatmaps:
-        if not isinstance(index, int):
+    def __getitem__(self, index: int | np.integer[Any] | slice | list[int]) -> HeatmapArray | DeferredHeatmaps:
+        if not isinstance(index, (int, np.integer)):
             rows = list(range(len(self))[index]) if isinstance(index, slice) else index
             return DeferredHeatmaps(tuple(view[rows] for view in self.views))
         row = range(len(self))[index]

@@ -138,7 +138,8 @@ def reads_raw_output(target: Target) -> bool:
 class FinerWeightedTarget(BaseTarget):
     """Finer-CAM's target: the difference of a class from similar classes (https://arxiv.org/abs/2501.11309).
 
-    sum_d p_d (z_c - alpha z_d) / sum_d p_d over the comparison classes d, with p the softmax.
+    sum_d p_d (z_c - alpha z_d) / sum_d p_d over the comparison classes d, with p the softmax. ``pytorch_grad_cam`` adds
+    1e-9 to the divisor, so that the value vanishes where the class c is certain.
 
     Args:
         main_category: class index c.
@@ -162,8 +163,8 @@ class FinerWeightedTarget(BaseTarget):
 
     def __call__(self, model_output: Tensor) -> Tensor:
         _class_score(model_output, self.main_category)
-        model_output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))  # weights may be tiny
+        model_output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
         main = _class_score(model_output, self.main_category)
         others = torch.stack([_class_score(model_output, category) for category in self.comparison_categories], -1)
-        weights = torch.softmax(model_output, dim=-1)[..., self.comparison_categories]
-        return (weights * (main[..., None] - self.alpha * others)).sum(-1) / (weights.sum(-1) + 1e-9)
+        weights = torch.softmax(others, dim=-1)  # of these alone: beside a certain class, their probabilities vanish
+        return (weights * (main[..., None] - self.alpha * others)).sum(-1)

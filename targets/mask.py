@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detcam.detections import class_name, label_index
 from detcam.geometry import mask_to_box
-from detcam.outputs import BaseTarget, DetectionTarget, Part, check_label
+from detcam.outputs import BaseTarget, DetectionTarget, Part, check_label, set_indices
 from detcam.segmenter_output import SegmenterOutput
 from detcam.utils.precision import work_dtype
 
@@ -45,8 +45,9 @@ class MaskTarget(BaseTarget):
     against: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.label, str):
-            object.__setattr__(self, "label", int(self.label))
+        set_indices(self)
+        if self.against is not None and self.against == self.label:
+            raise ValueError(f"expected another class in against=; got class {self.label} against itself")
         if self.mask is not None:
             object.__setattr__(self, "mask", _bool_mask(self.mask))
             object.__setattr__(self, "box_xyxy", mask_to_box(self.mask))

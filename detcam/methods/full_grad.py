@@ -48,6 +48,7 @@ class FullGrad(BaseCAM):
     paper = "Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019, https://arxiv.org/abs/1905.00780"
     cost = "1 forward, 1 backward per target"
     use = "classification: complete for ReLU networks, biases included"
+    explains_volumes = False
 
     def __init__(
         self, model: ModelLike, target_layers: LayersLike = None, reshape_transform: ReshapeTransform | None = None

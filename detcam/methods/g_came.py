@@ -37,6 +37,7 @@ class GCAME(BaseCAM):
     paper = "Nguyen et al., G-CAME, 2023, https://arxiv.org/abs/2306.03400"
     cost = "1 forward, 1 backward per target"
     use = "boxes of one-stage detectors, as in its paper"
+    explains_volumes = False
     input_size_hw: tuple[int, int]
     """Size of the network's input in the last pass, pixels."""
 

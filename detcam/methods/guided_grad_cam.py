@@ -37,6 +37,7 @@ class GuidedGradCAM(GradCAM):
     paper = "Selvaraju et al., Grad-CAM, ICCV 2017, https://arxiv.org/abs/1610.02391"
     cost = "1 forward, 1 backward and 1 full backward per target"
     use = "classification: fine edges at the position of the Grad-CAM map"
+    explains_volumes = False
     channels: int = 3
 
     def prepare_input(self, batch: Batch) -> Batch:

@@ -80,6 +80,7 @@ class ProbeCAM(ReachCAM):
     checks_convergence = False
     cost = "4 forwards and backwards per layer, 7 to 14 forwards per target"
     use = "the cause of a detection: regions proposed by ReachCAM, each verified by removal"
+    explains_volumes = False
 
     def __init__(
         self,

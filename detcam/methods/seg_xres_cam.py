@@ -40,6 +40,7 @@ class SegXResCAM(BaseCAM):
     paper = "Hasany et al., Seg-XRes-CAM, CVPR Workshops 2023 (XAI4CV)"
     cost = "1 forward, 1 backward per target"
     use = "a class over a region: between Seg-Grad-CAM and Seg-HiRes-CAM, set by the pool size"
+    explains_volumes = False
 
     def __init__(
         self,

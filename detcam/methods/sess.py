@@ -71,6 +71,7 @@ class SESS(WrapperCAM):
     paper = "Tursun et al., SESS, ECCV 2022, https://arxiv.org/abs/2207.01769"
     cost = "122 forwards, at most 13 forwards and backwards per target"
     use = "classification of images with small or several objects"
+    explains_volumes = False
 
     def __init__(
         self,

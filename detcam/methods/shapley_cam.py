@@ -43,6 +43,7 @@ class ShapleyCAM(GradCAM):
         adapter = run.adapter
         with sdpa_kernel(SDPBackend.MATH), _TwiceDifferentiable():
             with adapter.trace(run.batch, gradients=True) as trace:
+                trace.reshape_transform = run.trace.reshape_transform  # knows the sizes of volumes' maps
                 raw = trace.output = adapter.forward(run.batch)
             return super().measure(replace(run, trace=trace, outputs=adapter.outputs(raw, run.batch)))
 

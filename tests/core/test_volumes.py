@@ -46,7 +46,7 @@ def test_heatmaps_equal_the_formula_in_three_dimensions(method: type, pooled: bo
     np.testing.assert_allclose(got, ((expected - low) / spans).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gradcamplusplus", "layercam", "eigencam", "xgradcam"])
+@pytest.mark.parametrize("name", ["gradcamplusplus", "layercam", "eigencam", "xgradcam", "shapleycam"])
 def test_methods_that_weight_activations(name: str) -> None:
     model = Volumetric().eval()
     cam = METHODS[name](model, [model.body])
@@ -55,11 +55,14 @@ def test_methods_that_weight_activations(name: str) -> None:
     assert cam(VOLUME).shape == (2, 6, 10, 12)
 
 
-@pytest.mark.parametrize("name", ["rise", "scorecam", "occlusion", "guidedbackprop"])
-def test_other_methods_name_those_that_explain_volumes(name: str) -> None:
+def test_other_methods_name_those_that_explain_volumes() -> None:
     model = Volumetric().eval()
-    with pytest.raises(ValueError, match="does not explain volumes.*GradCAM or HiResCAM"):
-        METHODS[name](model, [model.body])(VOLUME, TARGETS)
+    names = ["rise", "scorecam", "occlusion", "guidedbackprop"]
+    names += ["fullgrad", "gcame", "guidedgradcam", "probecam", "segxrescam", "sess"]
+    cams = [METHODS[name](model, None if name == "fullgrad" else [model.body]) for name in names]
+    for cam in (*cams, METHODS["finercam"](model, [model.body], base_method=METHODS["segxrescam"])):
+        with pytest.raises(ValueError, match="does not explain volumes.*GradCAM or HiResCAM"):
+            cam(VOLUME, TARGETS)
 
 
 def test_a_layer_without_a_volume_is_named() -> None:

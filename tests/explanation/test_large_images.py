@@ -56,6 +56,7 @@ def test_deferred_heatmaps_equal_those_computed_at_once(at_once: detcam.Explanat
     np.testing.assert_allclose(later.heatmaps, at_once.heatmaps, atol=1e-6)
     assert later.heatmaps.dtype == np.float32 and len(np.unique(later.heatmaps)) > 100
     np.testing.assert_array_equal(later.heatmap(-1), later.heatmaps[2])
+    np.testing.assert_array_equal(later.heatmap(np.argmin([1, 0])), later.heatmaps[1])
     np.testing.assert_array_equal(later[1:].heatmaps, later.heatmaps[1:])
     np.testing.assert_array_equal(later[2].heatmaps, later.heatmaps[2:])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(later.maps)), later.heatmaps)

@@ -37,6 +37,10 @@ def test_values_by_hand() -> None:
     finer = (p[0] * (3.0 - 0.6 * 1.0) + p[3] * (3.0 - 0.6 * 0.5)) / (p[0] + p[3])
     assert float(FinerWeightedTarget(1, [0, 3], 0.6)(LOGITS)) == pytest.approx(finer, abs=1e-5)
     assert float(FinerWeightedTarget(1, [0], 0.0)(LOGITS)) == pytest.approx(3.0, abs=1e-6)
+    certain = torch.tensor([40.0, 1.0, 1.0], requires_grad=True)  # the others' probabilities are below 1e-16
+    value = FinerWeightedTarget(0, [1], 1.0)(certain)
+    value.backward()
+    assert float(value.detach()) == 39 and certain.grad is not None and certain.grad.tolist() == [1, -1, 0]
 
 
 @pytest.mark.parametrize("logit", [torch.tensor(1.5), torch.tensor([1.5])], ids=["scalar", "one entry"])

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from detcam import ODAM, GradCAM
-from detcam.adapters import Adapter
+from detcam.adapters import Adapter, detector
+from detcam.detections import Detections
+from detcam.geometry import Geometry
+from detcam.outputs import DetectorOutput
 from detcam.targets import BoxTarget, ClassifierOutputTarget, MaskTarget, as_box_targets
 from detcam.testing import tiny_classifier, tiny_detector
 
@@ -67,6 +71,14 @@ def test_results_of_other_libraries(adapter: Adapter, make: Any) -> None:
     np.testing.assert_allclose(both[0].heatmaps, cam(IMAGE, [expected])[0], atol=1e-6, rtol=0)
 
 
+def test_detections_of_an_unknown_source_have_the_scores_of_the_best_candidates(adapter: Adapter) -> None:
+    (found,) = adapter.predict(IMAGE, score_threshold=0, top_k=3)
+    box_only = SimpleNamespace(xyxy=found.boxes_xyxy, class_id=found.labels, confidence=None, mask=None, data={})
+    unknown = Detections.from_supervision(box_only, found.image_size_hw)
+    own, other = (ODAM(adapter).explain(IMAGE, detections)[0].scores for detections in (found, unknown))
+    assert len(other) == 3 and other.tolist() == own.tolist()
+
+
 @pytest.mark.parametrize("boxes", [BOXES, torch.tensor(BOXES)])
 def test_boxes_without_a_class_get_the_best_one(adapter: Adapter, boxes: Any) -> None:
     (result,) = ODAM(adapter).explain(IMAGE, boxes)
@@ -74,6 +86,52 @@ def test_boxes_without_a_class_get_the_best_one(adapter: Adapter, boxes: Any) ->
     for target, score in zip(result.targets, result.scores, strict=True):
         other = BoxTarget(target.box_xyxy, 1 - target.label)  # type: ignore[attr-defined]
         assert float(ODAM(adapter).explain(IMAGE, [[other]])[0].scores[0]) <= float(score)
+
+
+def test_all_views_explain_the_best_class_of_the_plain_image() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.AvgPool2d(16)).eval()
+    torch.nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+
+    def decode(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        boxes = torch.tensor([[0.0, 0, 16, 16], [16, 0, 32, 16]]).expand(len(raw), -1, -1)
+        bright = (raw.flatten(1) - 1.5).sigmoid()
+        return boxes, torch.stack([1 - bright, bright], -1)
+
+    cam = ODAM(detector(model, decode, target_layers="0"))
+    image = torch.cat([IMAGE[:, :16, :16] / 4, 1 - IMAGE[:, :16, :16] / 4], -1)
+    box = np.array([[0.0, 0, 16, 16]])  # dark, and bright in the mirrored image
+    (result,) = cam.explain(image, box, aug_smooth=True)
+    (expected,) = cam.explain(image, [[BoxTarget(tuple(box[0]), 0)]], aug_smooth=True)
+    assert result.targets == expected.targets
+    np.testing.assert_array_equal(result.heatmaps, expected.heatmaps)
+
+
+class Candidate(DetectorOutput):
+    """One candidate of three classes, the first of them the background."""
+
+    geometry, classes, background = Geometry.identity((32, 48)), 3, 0
+
+    def candidates(self, targets: Any) -> Any:
+        raise NotImplementedError
+
+    def detections(self) -> Any:
+        raise NotImplementedError
+
+    def raw_candidates(self, label: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([[0.0, 0, 16, 16]]), torch.tensor([[0.7, 0.1, 0.2]])
+
+
+def test_the_best_class_is_not_the_background() -> None:
+    target = BoxTarget((0, 0, 16, 16), None)  # type: ignore[arg-type]
+    assert target.labeled(Candidate()).label == 2
+
+
+def test_class_indices_may_be_those_of_numpy() -> None:
+    one, zero = np.array([1, 0])
+    BoxTarget((4, 4, 20, 20), one, against=zero).check((32, 48), {}, 2)
+    MaskTarget(one, against=zero).check((32, 48), {}, 2)
+    with pytest.raises(ValueError, match="class 1 against itself"):
+        MaskTarget(1, None, 1)
 
 
 def test_other_arrays_are_refused(adapter: Adapter) -> None:

@@ -27,3 +27,4 @@ class WrapperCAM(BaseCAM, abstract=True):
         self.base = base_method(self.adapter, **options)
         self.uses_gradients = self.base.uses_gradients
         self.class_discriminative = self.base.class_discriminative  # type: ignore[misc]
+        self.explains_volumes = self.explains_volumes and self.base.explains_volumes  # type: ignore[misc]
