@@ -13,7 +13,7 @@ from detcam.auditing.case import Box, Outcome, Trial
 from detcam.auditing.error_targets import belongs_to
 from detcam.auditing.verification.evidence import control_generator, random_controls, region_beside
 from detcam.auditing.verification.hypothesis import VerificationResult
-from detcam.auditing.verification.interventions import Investigation, Removal
+from detcam.auditing.verification.interventions import Investigation, Removal, keeping
 from detcam.auditing.verification.proposals import Proposal
 from detcam.auditing.verification.region_reduction import MAX_PARTS, connected_parts, shrink
 from detcam.auditing.verification.region_search import RegionSearch, TriedRegion, try_region
@@ -103,8 +103,8 @@ class AppearanceHypothesis:
         criterion: decides whether the object is found.
         score: the object's score in the unperturbed image by the criterion, in [0, 1].
         proposals: maps of what suppresses the object, the most promising first.
-        object_region: (h, w) bool, the object in the area of the network's input that the image covers. It is never
-            removed, because a removed object cannot be found.
+        object_region: (h, w) bool, the object in the area of the network's input that the image covers. Maps are not
+            searched there, and no control lies there, because a removed object cannot be found.
         surroundings: (h, w) bool, the ring around the object, where one of the controls lies.
         transplantation: what is tried if no removal is confirmed; None tries nothing.
     """
@@ -117,19 +117,29 @@ class AppearanceHypothesis:
     surroundings: Tensor
     transplantation: Transplantation | None = None
 
+    @property
+    def kept(self) -> Tensor:
+        """(h, w) bool, pixels that are never removed: the object, unless another one that covers it suppresses it.
+
+        Regions of maps are coarse, and may reach into the object: they do not end at the border between the two.
+        """
+        return self.object_region & (not self.criterion.is_suppressed)
+
     def investigate(self, fill_count: int) -> Investigation[VerificationResult]:
         """Search for the smallest region whose removal makes the object appear, and run controls of the same size."""
+        return keeping(self._investigate(fill_count), self.kept)
+
+    def _investigate(self, fill_count: int) -> Investigation[VerificationResult]:
         maps = [each.heatmap * ~self.object_region for each in self.proposals]
         search = RegionSearch(maps, self.object_region, fill_count, max_trials=MAX_SEARCH_TRIALS)
         found = yield from search.next_region()
         if found is None:
             return self._result(_best_attempt(search), [])
         found = yield from self._smallest_part(found, fill_count)
-        generator = control_generator(self.case_id)
-        excluded = found.region | self.object_region
-        controls = [each & ~self.object_region for each in random_controls(found.region, generator, excluded)]
+        region, generator = found.region & ~self.kept, control_generator(self.case_id)
+        controls = random_controls(region, generator, region, self.object_region)
         requests = [Removal("random control", each, index % fill_count) for index, each in enumerate(controls)]
-        near = region_beside(found.region, self.surroundings, generator, excluded)
+        near = region_beside(region, self.surroundings, generator, region | self.object_region)
         if near is not None:
             requests += [Removal("near control", near, fill) for fill in range(fill_count)]
         trials: list[Trial] = []
@@ -157,11 +167,12 @@ class AppearanceHypothesis:
             verdict = Verdict("not tested", math.nan, "no region was removed: the maps are empty outside the object")
             return VerificationResult((), verdict, Proposal(name, empty.float()), empty, (), None, ends=False)
         trials = (*tried.trials, *controls)
-        fraction = float(tried.region.float().mean())
+        region = tried.region & ~self.kept
+        fraction = float(region.float().mean())
         verdict = decide_appearance(self.score, self.criterion.score_threshold, trials, fraction)
         proposal = self.proposals[tried.map_index]
         outside = Proposal(proposal.name, proposal.heatmap * ~self.object_region)
-        return VerificationResult(trials, verdict, outside, tried.region, (), control, tried.ends)
+        return VerificationResult(trials, verdict, outside, region, (), control, tried.ends)
 
 
 def _best_attempt(search: RegionSearch) -> TriedRegion | None:

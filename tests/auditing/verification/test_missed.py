@@ -25,6 +25,8 @@ from detcam.auditing.verification.verdict import decide_appearance
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget
 from tests.auditing.fixed_output import FAR, FixedOutput
+from tests.auditing.verification.driven import answered
+from tests.auditing.verification.driven import answered
 
 OBJECT = (8.0, 8.0, 40.0, 32.0)
 NEIGHBOR = (8.0, 8.0, 52.0, 32.0)
@@ -250,30 +252,39 @@ def test_a_score_just_below_the_threshold_needs_an_effect() -> None:
     assert decide_appearance(0.48, 0.5, trials, 0.01).grade == "not confirmed"
 
 
-def investigate(appears: bool, count: int = 3) -> list[Removal]:
-    """All requests of an investigation whose removals all succeed, or all fail."""
+def investigate(appears: bool, is_suppressed: bool) -> tuple[list[Removal], Tensor, Tensor]:
+    """The requests of an investigation whose removals all succeed, or all fail, its evidence, and the object.
+
+    The maps are strongest along the border of the object.
+    """
     own = torch.zeros(64, 96, dtype=torch.bool)
     own[8:32, 8:40] = True
-    ring = torch.zeros_like(own)
-    ring[:44, :56] = True
+    around, ring = torch.zeros_like(own), torch.zeros_like(own)
+    around[7:33, 7:41], ring[:44, :56] = True, True
     generator = torch.Generator().manual_seed(0)
-    maps = [Proposal(f"map {index}", torch.rand(64, 96, generator=generator)) for index in range(count)]
-    criterion = AppearanceCriterion(OBJECT, 0, 0.5, 0.5)
+    heat = [torch.rand(64, 96, generator=generator) + 9 * around for _ in range(3)]
+    maps = [Proposal(f"map {index}", each) for index, each in enumerate(heat)]
+    criterion = AppearanceCriterion(OBJECT, 0, 0.5, 0.5, is_suppressed)
     investigation = AppearanceHypothesis("case", criterion, 0.1, maps, own, ring & ~own).investigate(2)
-    asked: list[Removal] = []
-    answers: list[Trial] | None = None
-    while True:
-        try:
-            requests = investigation.send(answers)  # type: ignore[arg-type]
-        except StopIteration as stop:
-            assert stop.value.ends == appears and not bool((stop.value.evidence & own).any())
-            return asked
-        asked += requests
-        answers = [trial(each.intervention, 0.9 if appears else 0.1) for each in requests]
+    result, asked = answered(investigation, lambda each: trial(each.intervention, 0.9 if appears else 0.1))
+    assert result.ends == appears and 4 <= len(asked) <= 25
+    return asked, result.evidence, own
 
 
 @pytest.mark.parametrize("appears", [False, True])
 def test_the_object_is_never_removed_and_the_cost_is_bounded(appears: bool) -> None:
-    requests = investigate(appears)
-    assert 4 <= len(requests) <= 25
-    assert not any(bool(each.region[8:32, 8:40].any()) for each in requests)
+    requests, evidence, own = investigate(appears, is_suppressed=False)
+    assert bool(evidence.any()) and not bool((evidence & own).any())
+    assert not any(bool((each.region & own).any()) for each in requests)
+
+
+@pytest.mark.parametrize("is_suppressed", [False, True])
+def test_controls_have_the_size_of_the_evidence_and_lie_outside_the_object(is_suppressed: bool) -> None:
+    requests, evidence, own = investigate(True, is_suppressed)
+    attempts = [each for each in requests if each.intervention == "without evidence"]
+    reach = any(bool((each.region & own).any()) for each in attempts)
+    assert reach == is_suppressed, "a neighbor that covers the object is removed where it does"
+    controls = [each for each in requests if each.intervention in ("random control", "near control")]
+    assert {each.intervention for each in controls} == {"random control", "near control"}
+    assert {int(each.region.sum()) for each in controls} == {int(evidence.sum())}
+    assert not any(bool((each.region & own).any()) for each in controls)
