@@ -26,7 +26,6 @@ from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget
 from tests.auditing.fixed_output import FAR, FixedOutput
 from tests.auditing.verification.driven import answered
-from tests.auditing.verification.driven import answered
 
 OBJECT = (8.0, 8.0, 40.0, 32.0)
 NEIGHBOR = (8.0, 8.0, 52.0, 32.0)
