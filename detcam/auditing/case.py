@@ -99,8 +99,7 @@ Of confirmed evidence outside the box and the object concerned: ``another object
 errors, ``part of the object`` of others; but ``object itself`` of errors of class if the object is not detected with
 another class without the evidence, which then only shows that the detector sees the object. ``object and
 surroundings``: on both sides. ``absent context``: a missed object is found in the surroundings of found objects.
-``unlabeled object``: the background type is a missing annotation. ``not confirmed``: no
-evidence is confirmed.
+``unlabeled object``: the background type is a missing annotation. ``not confirmed``: no evidence is confirmed.
 """
 EVIDENCE_KINDS: tuple[EvidenceKind, ...] = get_args(EvidenceKind)
 

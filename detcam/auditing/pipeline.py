@@ -84,8 +84,7 @@ def audit(
     Detections are matched with annotations by COCO's rules, and errors are classified as in TIDE. The false positives
     with the highest scores and the largest missed objects are explained. Each explanation is verified by removing its
     evidence from the image, and control regions of the same size: a wrong detection has to vanish, and a missed object
-    to appear. Errors with similar evidence are grouped
-    and ranked by their cost in average precision.
+    to appear. Errors with similar evidence are grouped and ranked by their cost in average precision.
 
     Args:
         model: a detector of a supported family, or an adapter.
@@ -131,6 +130,7 @@ def audit(
     Raises:
         TypeError: the model is not a detector.
         ValueError: an argument, the annotations or the folder are invalid.
+        RuntimeError: the model fails on every image, or another run works in the folder.
 
     Example:
         >>> import json, tempfile
@@ -160,6 +160,8 @@ def audit(
     TARGETS.find(quantity)
     settings = AuditSettings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
     settings = replace(settings, quantity=quantity, explain_order=explain_order, sample_seed=sample_seed)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size}")
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if adapter.task != "detection":
         raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")

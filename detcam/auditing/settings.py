@@ -52,11 +52,12 @@ class AuditSettings:
             raise ValueError(f"expected score_threshold between 0 and 1; got {self.score_threshold}")
         check_thresholds(self.iou_threshold, self.background_threshold, self.iou_type)
         if self.explain_order not in EXPLAIN_ORDERS:
-            raise ValueError(f"expected explain_order to be one of {EXPLAIN_ORDERS}; got {self.explain_order!r}")
-        if self.explain < 0 or self.explain_missed < 0:
-            raise ValueError(
-                f"expected explain and explain_missed of at least 0; got {self.explain} and {self.explain_missed}"
-            )
+            expected = " or ".join(map(repr, EXPLAIN_ORDERS))
+            raise ValueError(f"expected explain_order to be {expected}; got {self.explain_order!r}")
+        for name in ("explain", "explain_missed", "sample_seed"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"expected {name} as an int of at least 0; got {number!r}")
 
 
 def recorded_settings(

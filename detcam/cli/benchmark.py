@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,7 +150,8 @@ class BenchmarkOptions(SelectionOptions, EngineOptions):
 
         super().check_paths()
         for text in self.images or []:
-            if "*" not in text and not is_file(Path(text)) and not is_folder(Path(text)):
+            path = Path(text).expanduser()
+            if not glob.has_magic(text) and not is_file(path) and not is_folder(path):
                 raise ValueError(f"no file or folder at {text}; check the path")
 
 

@@ -1,4 +1,4 @@
-"""Turns a dataclass of options and a function into a subcommand, with errors in one line and warnings at the end."""
+"""Turns a dataclass of options and a function into a subcommand, with short errors, and warnings at the end."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ RENAMED = {
     "--data": "--annotations",
 }
 """Options of grad-cam's script and of ultralytics' command, and their names here."""
+
+CODE = re.compile(r"^ {4,}(def |return |from |adapter = |@)", re.MULTILINE)
+"""Lines of Python in an error, which would not be code any more in one line."""
 
 OptionsT = TypeVar("OptionsT", bound=CommonOptions)
 
@@ -132,7 +135,10 @@ def _discard_output() -> None:
 
 @contextlib.contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """Report an error in one line on stderr and exit with 2, or with 130 after Ctrl-C; report warnings at the end."""
+    """Report an error on stderr and exit with 2, or with 130 after Ctrl-C; report warnings at the end.
+
+    An error takes one line, unless it shows lines of code to write.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         is_done = False
@@ -176,7 +182,9 @@ def _print_warnings(caught: list[warnings.WarningMessage], is_done: bool) -> Non
 
 
 def _fail(error: BaseException) -> NoReturn:
-    print(f"detcam: {_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+    text = str(error)
+    lines = [printable(line) for line in text.splitlines()] if CODE.search(text) else [_one_line(text)]
+    print("detcam: " + ("\n".join(lines) or type(error).__name__), file=sys.stderr)
     raise typer.Exit(2) from error
 
 

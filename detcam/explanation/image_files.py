@@ -19,7 +19,7 @@ STAGE = "explanations"
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
-    """Find image files in files, folders and patterns with ``*``.
+    """Find image files in files, folders and patterns with ``*``, ``?`` or ``[...]``.
 
     Folders are searched recursively, without hidden files and without files that detcam wrote.
 

@@ -35,8 +35,7 @@ class RISE(InputCAM):
         target_layers: accepted for interchangeability; the map does not depend on it.
         reshape_transform: likewise.
         passes: number of masks. ``"auto"`` samples at least 200, until the maps of even and of odd masks agree for
-            every
-            target (rank correlation of their peaks of at least 0.8), and at most `max_passes`.
+            every target (rank correlation of their peaks of at least 0.8), and at most `max_passes`.
         grid: number of cells of a mask per side; None takes `default_grid`.
         probability: probability that a cell is visible.
         seed: seed of the masks.

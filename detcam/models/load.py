@@ -61,7 +61,8 @@ def load_model(
         weights: a file with the model's state dict (``.pth``, ``.safetensors``; half precision is converted to
             float32); None takes the published weights, ``"none"`` random weights.
         num_classes: number of classes; None infers it from the weights.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which is CUDA if available, else the CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``, which is CUDA if available, else the CPU. An ONNX
+            file runs on the CPU.
         trust_checkpoint: whether code in a file may run, which a whole model requires. Of transformers' models, weights
             in pickle files are then read as well; code beside the weights never runs.
         names: class index to name, or names in class order. Where class 0 of a detector is the background, the list may
@@ -86,7 +87,11 @@ def load_model(
     name = str(name)
     target = pick_device(device)
     if Path(name).suffix.lower() == ".onnx":
-        return _onnx(name, weights, names=names, image_size=image_size, **adapter_options)
+        if weights is not None or num_classes is not None:
+            raise ValueError(f"{name} holds its weights and classes; leave out weights= and num_classes=")
+        if str(device) != "auto" and target.type != "cpu":
+            raise ValueError(f"onnxruntime runs {name} on the CPU; leave out device= (--device)")
+        return _onnx(name, names=names, image_size=image_size, **adapter_options)
     if names is not None and not isinstance(names, Mapping):
         names = list(names)
     with torch.random.fork_rng(devices=[]):
@@ -102,9 +107,7 @@ def load_model(
     return adapt(built.model, **options)
 
 
-def _onnx(name: str, weights: str | Path | None, **options: Any) -> Adapter:
-    if weights is not None:
-        raise ValueError(f"{name} holds its weights; leave out weights=")
+def _onnx(name: str, **options: Any) -> Adapter:
     return adapt(name, **{option: value for option, value in options.items() if value is not None})
 
 

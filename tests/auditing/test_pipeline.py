@@ -167,8 +167,10 @@ def test_a_random_sample_gives_the_shares_of_the_causes(
     assert report(found)["inventory"] == [share.to_json() for share in found.inventory]
     print_summary(found)
     assert f"  {found.inventory[0].sentence}" in capsys.readouterr().out.splitlines()
-    with pytest.raises(ValueError, match="explain_order"):
-        run(adapter, scenes, None, explain_order="area")
+    wrong = {"explain_order": "area", "batch_size": 0, "explain": 1.5, "explain_missed": -1, "sample_seed": -1}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"expected {name} "):
+            run(adapter, scenes, None, **{name: value})
 
 
 def test_unexplained_errors_are_assigned_to_causes(

@@ -23,4 +23,4 @@ def test_explain_takes_an_onnx_file(detcam_command: Command, tmp_path: Path) -> 
     assert list((tmp_path / "out").rglob("*.png"))
     code, out, err = detcam_command("explain", tmp_path / "a.png", "--model", export(tmp_path, "other"), *options)
     assert code == 2
-    assert "def decode(output)" in out + err
+    assert "    def decode(output):\n        raw = output" in err

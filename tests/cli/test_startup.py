@@ -60,6 +60,7 @@ QUICK: list[tuple[tuple[str, ...], str]] = [
     (("audit", *MODEL, "--images", "nosuch"), "no folder of images at nosuch"),
     (("audit", *MODEL, "--images", ".", "--annotations", "a.json"), "no annotation file at a.json"),
     (("benchmark", *MODEL, "--images", "nosuch"), "no file or folder at nosuch"),
+    (("benchmark", *MODEL, "--images", "a?.png", "--weights", "w.pth"), "no checkpoint file at w.pth"),
     (("compare", "old", "new"), "old has no file audit.json"),
     (("repair", "nosuch"), "nosuch has no file audit.json"),
 ]

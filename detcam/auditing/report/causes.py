@@ -18,7 +18,7 @@ from detcam.utils.files import json_number
 
 MAX_CAUSES = 3
 MIN_PART = 0.6
-"""Minimum share of the cases of a cause that one cause below it must have to stand in its place."""
+"""Minimum share of the cases of a cause, and of its cost, that one cause below it must have to stand in its place."""
 MAX_NAMES = 2
 MAX_CASES = 2000
 """Maximum number of cases of a cause that the page can list."""
@@ -80,7 +80,8 @@ class TopCause:
 def top_causes(causes: Sequence[CauseNode], cases: Mapping[str, AuditCase], noun: str = "error") -> list[TopCause]:
     """Choose the costliest causes: confirmed kinds of evidence, and missed objects; others only if there are too few.
 
-    A cause is as general as necessary: if most of its cases have the same classes or are in one group, it is these.
+    A cause is as general as necessary: if most of its cases, with most of its cost, have the same classes or are in one
+    group, it is these.
 
     Args:
         causes: the hierarchy of causes.
@@ -113,9 +114,10 @@ def _numbers(node: CauseNode) -> dict[str, Any]:
 
 
 def _narrow(node: CauseNode) -> CauseNode:
-    """The cause below a cause that most of its cases have; the cause itself if there is none."""
+    """The cause below a cause that most of its cases have, with most of its cost; the cause itself if there is none."""
     for child in node.children:
-        if child.level in ("pair", "classes") and len(child) >= MIN_PART * len(node):
+        is_most = len(child) >= MIN_PART * len(node) and _cost(child) >= MIN_PART * _cost(node)
+        if child.level in ("pair", "classes") and is_most:
             return _narrow(child)
     return node
 

@@ -199,8 +199,17 @@ class TestFiles:
             detcam.adapt(files["grid"], image_size=32)
 
     def test_weights_are_an_error(self, files: dict[str, Path]) -> None:
-        with pytest.raises(ValueError, match="holds its weights"):
-            load_model(files["grid"], weights="w.pth")
+        for options in ({"weights": "w.pth"}, {"num_classes": 2}):
+            with pytest.raises(ValueError, match="holds its weights and classes"):
+                load_model(files["grid"], **options)
+
+    def test_another_device_is_an_error_unless_it_was_not_asked_for(
+        self, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("detcam.models.load.pick_device", lambda device: torch.device("cuda"))
+        with pytest.raises(ValueError, match="on the CPU; leave out device="):
+            load_model(files["grid"], device="cuda")
+        assert load_model(files["grid"]).device.type == "cpu"
 
     def test_a_label_without_a_name_is_an_error(self, files: dict[str, Path]) -> None:
         with pytest.raises(ValueError, match="expected labels from 0 to 0; got labels from 0 to 1"):

@@ -64,6 +64,16 @@ def test_costliest_causes_come_first_with_their_action() -> None:
     assert tops[0].sentence == "1 error rests on a mark outside the object: boat"
 
 
+def test_a_cause_of_many_cheap_errors_does_not_hide_few_that_cost_more() -> None:
+    cheap = [case(number, name="gull", delta_ap=0.001) for number in range(9)]
+    costly = [case(number, name="boat", delta_ap=0.02) for number in (9, 10, 11)]
+    mark = [case(number, evidence_kind="mark", delta_ap=0.01) for number in (12, 13)]
+    cases = [*cheap, *costly, *mark]
+    first, second = top_causes(hierarchy(cases), {each.id: each for each in cases})
+    assert len(first.cause) == 12 and first.sentence.endswith(": boat (3) and gull (9)")
+    assert len(second.cause) == 2
+
+
 @pytest.mark.parametrize("kind", EVIDENCE_KINDS)
 @pytest.mark.parametrize("error_type", ["classification", "missed"])
 @pytest.mark.parametrize("count", [1, 2])
