@@ -60,10 +60,12 @@ class EdgesTarget(DetectionTarget):
 
     @property
     def edges_text(self) -> str:
-        """The edges as text: ``left edge``, ``left and top edges``, ``edges`` for all."""
+        """The edges as text: ``left edge``, ``left, top and right edges``, ``edges`` for all."""
         if len(self.edges) == len(EDGES):
             return "edges"
-        return f"{' and '.join(self.edges)} edge{'s' if len(self.edges) > 1 else ''}"
+        if len(self.edges) == 1:
+            return f"{self.edges[0]} edge"
+        return f"{', '.join(self.edges[:-1])} and {self.edges[-1]} edges"
 
     def hflip(self, width: int) -> EdgesTarget:
         mirrored = super().hflip(width)

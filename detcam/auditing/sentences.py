@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from detcam.auditing.case import LIGHT_FILLS, AuditCase, EvidenceLocation
+from detcam.auditing.case import LIGHT_FILLS, AuditCase, EvidenceLocation, Outcome
 from detcam.utils.console import plural
 
 LOCATION_PHRASES: dict[EvidenceLocation, str] = {
@@ -25,6 +25,12 @@ UNMATCHED = " without a matching annotation"
 """What the sentence of a background error says after the class, unless there are no annotations."""
 OTHER_CLASS = ", with another class without its surroundings"
 """What the sentence of a detection says after the class if what surrounds the object makes its class."""
+ENDINGS: Mapping[Outcome, tuple[str, str]] = {
+    "vanished": ("vanishes", "vanish"),
+    "moved": ("moves", "move"),
+    "class flipped": ("changes class", "change class"),
+}
+"""What becomes of one detection, and of several, without the evidence, in words."""
 MIN_OUTSIDE_SHARE = 0.99
 """Minimum share of the evidence outside the box and the object, from which the cause is said to lie there."""
 MIN_SHARE = 0.9
@@ -72,6 +78,12 @@ def what_ends(case: AuditCase) -> str:
     """What ends without the confirmed evidence: the detection, or its error where it stays with another box or mask."""
     outcomes = {trial.outcome for trial in case.trials if trial.intervention == "without evidence"}
     return "detection" if outcomes <= {"vanished"} else "error"
+
+
+def endings(cases: Sequence[AuditCase]) -> str:
+    """What becomes of detections without their evidence, in words: ``vanish or change class``."""
+    outcomes = {trial.outcome for case in cases for trial in case.trials if trial.intervention == "without evidence"}
+    return " or ".join(words[len(cases) > 1] for outcome, words in ENDINGS.items() if outcome in outcomes)
 
 
 def further_regions_needed(case: AuditCase) -> int:

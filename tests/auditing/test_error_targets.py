@@ -73,7 +73,7 @@ def test_question_of_each_error_type() -> None:
 def test_wrong_edges_point_away_from_the_object() -> None:
     target = EdgesTarget.displaced(BoxTarget((10, 20, 50, 60), 0, SOURCE), (20, 20, 60, 40))
     # Off by -10, 0, -10, +20 of sides 40 and 20: all but the top by more than a tenth.
-    assert target.directions == (-1.0, 0.0, -1.0, 1.0) and target.edges_text == "left and right and bottom edges"
+    assert target.directions == (-1.0, 0.0, -1.0, 1.0) and target.edges_text == "left, right and bottom edges"
     candidates = Candidates(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.zeros(1, 2), torch.zeros(1, 2), None)
     assert float(target.value(candidates, 0)) == -1 - 4 + 8
     small = EdgesTarget.displaced(BoxTarget((10, 20, 50, 60), 0), (11, 20, 50, 60))

@@ -21,7 +21,7 @@ function showFigures() {
     [(isUnlabeled ? "detections" : "false positives") + (threshold ? ", score \u2265 " + threshold : ""), count(alarms), count(data.false_positive_count) + " with any score"],
     ...(isUnlabeled ? [] : [["missed objects", count(missed)]]),
     ["explained", count(explained), NOUNS + " with an explanation"],
-    ["confirmed", count(confirmed), "the " + NOUN + " ends without the evidence, with every fill, and control regions of the same size cost much less"],
+    ["confirmed", count(confirmed), "the " + (isUnlabeled ? "detection vanishes, moves or changes its class" : "error ends") + " without the evidence, with every fill, and control regions of the same size cost much less"],
     ["strongly", count(strong), "confirmed strongly: a large effect, small evidence, and controls inside the box as well"],
   ];
   $("figures").append(el("dl", {class: "figures"}, figures.map(([name, value, title]) =>

@@ -17,7 +17,7 @@ from detcam.auditing.grouping.assignment import Assignment
 from detcam.auditing.grouping.hierarchy import CauseNode, causes_to_json
 from detcam.auditing.grouping.inventory import CauseShare
 from detcam.auditing.report.curves import ScoreCurves
-from detcam.auditing.sentences import has_other_class, is_outside, what_ends
+from detcam.auditing.sentences import endings, has_other_class, is_outside, what_ends
 from detcam.data.annotations import Annotations
 from detcam.data.issues import DataIssues
 from detcam.utils.console import plural
@@ -265,13 +265,18 @@ def unlabeled_headline(cases: Sequence[AuditCase], score_threshold: float) -> li
     lines = [f"{plural(relevant, 'detection')} with a score of at least {score_threshold:g}, no annotations."]
     rated = [case for case in explained_cases(cases).values() if math.isfinite(case.trust)]
     if rated:
-        outside = sum(is_outside(case) for case in rated)
+        outside = [case for case in rated if is_outside(case)]
         others = sum(has_other_class(case) for case in rated)
         low = sum(case.trust < 0.5 for case in rated)
-        lines.append(
-            f"{len(rated)} are explained: {outside} end without a region outside the box, which is confirmed; {others} "
-            f"have another class without their surroundings. {low} have a trust below 0.5: look at these first."
-        )
+        found = f"{len(rated)} {'is' if len(rated) == 1 else 'are'} explained"
+        if outside:
+            found += f"; {len(outside)} {endings(outside)} without a region outside the box, which is confirmed"
+        if others:
+            have, their = ("has", "its") if others == 1 else ("have", "their")
+            found += f"; {others} {have} another class without {their} surroundings"
+        these = "it" if low == 1 else "these"
+        first = f"{low} {'has' if low == 1 else 'have'} a trust below 0.5: look at {these} first."
+        lines.append(f"{found}. {first if low else 'None has a trust below 0.5.'}")
     return lines
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detcam.auditing.case import Grade, Intervention, Trial
+from detcam.utils.console import plural
 
 MIN_STRONG_EFFECT = 0.5
 """Minimum effect of a strong verdict."""
@@ -113,7 +114,8 @@ def decide_verdict(
     if parts_needed:
         others = "other regions beside the box" if is_outside else "other parts of the box"
         further.append(f"{others} are needed as well")
-    reason = f"{outcomes} without the evidence; effect {effect:.2f} over {len(controls)} controls of the same size"
+    compared = plural(len(controls), "control")
+    reason = f"{outcomes} without the evidence; effect {effect:.2f} over {compared} of the same size"
     return _confirmed(effect, evidence_fraction, reason, further, len(controls))
 
 
@@ -136,7 +138,7 @@ def decide_appearance(
     without = [trial for trial in trials if trial.intervention == "without evidence"]
     lowest = min(without, key=lambda trial: trial.score)
     if any(trial.outcome == "absent" for trial in without):
-        reason = f"score {score:.2f}, at most {lowest.score:.2f} with every fill without the best region"
+        reason = f"{_score_text(score)}, at most {lowest.score:.2f} with every fill without the best region"
         if lowest.score >= score_threshold:
             reason += ", where another detection suppresses its candidate"
         return Verdict("not confirmed", math.nan, reason)
@@ -153,8 +155,8 @@ def decide_appearance(
             f"without {where} of the same size the score is {highest.score:.2f}, without the region {lowest.score:.2f}",
             len(controls),
         )
-    reason = f"score {score:.2f}, and {lowest.score:.2f} without the region"
-    reason += f"; effect {effect:.2f} over {len(controls)} controls"
+    reason = f"{_score_text(score)}, and {lowest.score:.2f} without the region"
+    reason += f"; effect {effect:.2f} over {plural(len(controls), 'control')}"
     has_near_control = any(trial.intervention == "near control" for trial in controls)
     further = [] if has_near_control else ["no other region of that size is beside the object"]
     return _confirmed(effect, evidence_fraction, reason, further, len(controls))
@@ -182,10 +184,10 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
     if any(trial.outcome == "appeared" for trial in controls):
         return Verdict("not confirmed", effect, f"{reason}, but in others as well ({highest:.2f})", len(controls))
     if effect < MIN_WEAK_EFFECT:
-        reason += f", which changes little: score {score:.2f}, and at most {highest:.2f} in others"
+        reason += f", which changes little: {_score_text(score)}, and at most {highest:.2f} in others"
         return Verdict("not confirmed", effect, reason, len(controls))
-    reason = f"score {score:.2f}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
-    reason += f"{len(controls)} controls"
+    reason = f"{_score_text(score)}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
+    reason += plural(len(controls), "control")
     further = [] if len(controls) >= MIN_TRANSPLANT_CONTROLS else ["there are few controls"]
     return _confirmed(effect, ring_fraction, reason, further, len(controls))
 
@@ -202,6 +204,11 @@ def _confirmed(
     if not limits:
         return Verdict("strong", effect, reason, compared)
     return Verdict("weak", effect, f"{reason}; weak because {', and '.join(limits)}", compared)
+
+
+def _score_text(score: float) -> str:
+    """The score of a missed object in words; it is 0 if nothing is detected there."""
+    return f"score {score:.2f}" if score else "no score, as nothing is detected there"
 
 
 def remaining_score(trial: Trial) -> float:

@@ -172,9 +172,20 @@ def test_an_object_of_another_class_without_its_surroundings_is_said(found: Audi
     assert without_annotations(plain) == f"{case.name}; strongly confirmed"
     assert without_annotations(other) == f"{case.name}, with another class without its surroundings; strongly confirmed"
     first, second = unlabeled_headline([plain, other, other], threshold)
-    assert first.startswith("3 detections") and "2 have another class without their surroundings" in second
-    assert "2 have a trust below 0.5" in second
+    assert first.startswith("3 detections") and "; 2 have another class without their surroundings. 2 have" in second
+    assert second.endswith("2 have a trust below 0.5: look at these first.")
     assert all("detection" in group.sentence and "error" not in group.sentence for group in found.groups)
+
+
+def test_the_headline_says_what_becomes_of_detections_without_a_region_outside(found: Audit) -> None:
+    ghost = replace(next(case for case in found.explained if case.background_type == "context"), trust=0.9)
+    flipped = replace(ghost, trials=tuple(replace(trial, outcome="class flipped") for trial in ghost.trials))
+    outside = "without a region outside the box, which is confirmed. None has a trust below 0.5."
+    for cases, said in (
+        ([ghost], "1 is explained; 1 vanishes"),
+        ([ghost, flipped], "2 are explained; 2 vanish or change class"),
+    ):
+        assert unlabeled_headline(cases, 0.0)[1] == f"{said} {outside}"
 
 
 def test_typicality_compares_with_detections_that_are_not_explained(found: Audit) -> None:
