@@ -30,12 +30,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import detcam
-from detcam.auditing.case import AuditCase, Grade
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.explainer import ErrorExplainer, ErrorImage
 from detcam.auditing.verification.evidence import box_region
-from detcam.auditing.verification.surroundings import LIGHT_NAME, SURROUNDINGS_NAME
-from detcam.benchmarking.planted.audit_check import PrecomputedMaps, error_image, false_causes
+from detcam.benchmarking.planted.audit_check import PrecomputedMaps, error_image, false_causes, grade_of_region
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families
 from detcam.benchmarking.planted.hit_metrics import wilson_interval
@@ -79,11 +77,6 @@ def wrong_regions(image: ErrorImage) -> Iterator[Tensor]:
             return
 
 
-def grade_of(case: AuditCase) -> Grade:
-    """The grade of the given region; what the audit proposes itself is another one."""
-    return "not confirmed" if case.proposal in (LIGHT_NAME, SURROUNDINGS_NAME) else case.verdict
-
-
 def on_photographs(detector: str, errors: int) -> Counter[Key]:
     """Verify wrong regions for a random sample of the false positives of a detector."""
     adapter, _ = build(detector)
@@ -105,7 +98,7 @@ def on_photographs(detector: str, errors: int) -> Counter[Key]:
                 results[-1].append(explain(plain, [one])[0][0])
                 for region in wrong_regions(one):
                     plain = replace(plain, cam=PrecomputedMaps(region.float()))  # type: ignore[arg-type]
-                    grade = grade_of(explain(plain, [one])[0][0].case)
+                    grade = grade_of_region(explain(plain, [one])[0][0], region)
                     counts["near" if case.score < SCORE_THRESHOLD + NEAR else "above", grade] += 1
         return results
 
@@ -139,7 +132,7 @@ def on_planted(folder: Path, scenario: str, cases: int) -> Counter[Key]:
             for region in false_causes(case):
                 maps = PrecomputedMaps(region.float())
                 explainer = ErrorExplainer(adapter, maps, adapter.names, threshold)  # type: ignore[arg-type]
-                counts[name, grade_of(explainer.explain([image])[0][0].case)] += 1
+                counts[name, grade_of_region(explainer.explain([image])[0][0], region, case.cause)] += 1
     return counts
 
 

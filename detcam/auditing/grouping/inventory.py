@@ -12,6 +12,7 @@ import numpy as np
 from detcam.auditing.case import EVIDENCE_KINDS, AuditCase, EvidenceKind
 from detcam.auditing.case_table import explained_cases
 from detcam.auditing.grouping.proportions import Rates, corrected_share
+from detcam.auditing.verification.verdict import WRONG_CONFIRMED, WRONG_REGIONS
 from detcam.utils.batching import group_by
 from detcam.utils.files import json_value
 
@@ -19,9 +20,9 @@ MIN_SAMPLE = 10
 """Minimum number of explained errors of a class, to estimate its shares."""
 RESAMPLES = 1000
 """Number of bootstrap resamples for the interval of a cost."""
-VERIFICATION_RATES = Rates(1.0, math.inf, 347 / 353, 353)
-"""Error rates of the verification: 6 of 353 wrong regions are confirmed; see docs/auditing.md. That
-causes stay unconfirmed is not corrected: their share is stated as such."""
+VERIFICATION_RATES = Rates(1.0, math.inf, 1 - sum(WRONG_CONFIRMED.values()) / WRONG_REGIONS, WRONG_REGIONS)
+"""Error rates of the verification: some wrong regions are confirmed. That causes stay unconfirmed is not corrected:
+their share is stated as such."""
 UNTESTED_KINDS: tuple[EvidenceKind, ...] = ("not confirmed", "unlabeled object")
 """Kinds that no confirmed region stands for, so that their shares are not corrected."""
 

@@ -84,6 +84,11 @@ def corrected_share(
     return value, np.minimum(low, value), np.maximum(high, value)
 
 
+def interval_center(count: int, size: int) -> float:
+    """The center of Wilson's 95 % interval of a share. It is above 0 even if none of the cases is positive."""
+    return (count + Z**2 / 2) / (size + Z**2)
+
+
 def _effective_size(size: Values, population: Values) -> Values:
     """The size of a sample with replacement that is as precise as one without."""
     if np.any(size > population):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detcam.auditing.case import Grade, Intervention, Trial
+from detcam.auditing.grouping.proportions import interval_center
 from detcam.utils.console import plural
 
 MIN_STRONG_EFFECT = 0.5
@@ -23,9 +24,15 @@ CONTROL_PLACES: Mapping[Intervention, str] = {
     "near control": "another region beside the box",
 }
 """Where the controls of a detection lie, in words."""
-ERROR_RATES: dict[Grade, float] = {"strong": 0.01, "weak": 0.02}
-"""Share of wrong regions that get a grade, on drawn scenes with certified causes and on photographs, of scores near the
-threshold too: 0 of 353 strong (the interval reaches to 1.1 %), and 6 of 353 weak; see docs/auditing.md."""
+WRONG_REGIONS = 446
+"""Number of wrong regions that were verified, on drawn scenes with certified causes and on photographs, of scores near
+the threshold too; see docs/auditing.md."""
+WRONG_CONFIRMED: Mapping[Grade, int] = {"strong": 0, "weak": 5}
+"""How many of them get a grade."""
+ERROR_RATES: Mapping[Grade, float] = {
+    grade: interval_center(count, WRONG_REGIONS) for grade, count in WRONG_CONFIRMED.items()
+}
+"""Rate of wrong regions that get a grade: the center of its 95 % interval."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detcam.adapters import Adapter
 from detcam.auditing.analysis import analyze_errors
-from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, EvidenceLocation
+from detcam.auditing.case import EVIDENCE_LOCATIONS, AuditCase, EvidenceLocation, Grade
 from detcam.auditing.case_table import unexplained_case
 from detcam.auditing.conclusion import ExplainedError
 from detcam.auditing.error_targets import object_regions
@@ -51,7 +51,7 @@ class AuditCheck:
         confirmed: whether the audit confirms its evidence as the cause.
         on_cause: whether the evidence overlaps the cause.
         false_causes: number of false causes that the audit verified.
-        false_causes_confirmed: number of false causes that the audit confirmed strongly.
+        false_causes_confirmed: number of false causes that the audit confirmed strongly, as in `grade_of_region`.
         passes: number of images that the network processed for heatmap, verification and controls.
         says_combination: whether the evidence overlaps every cue, and the audit says, as it is, that either of its
             parts suffices or that a further region is needed as well; None if there is one cue.
@@ -113,10 +113,10 @@ def check_audit(
     shares = location_shares(case.cause.float(), locations)
     is_neighbor = SHORTCUTS[case.scenario].effect == "suppressed"  # an object of the class, within the box of the other
     regions = false_causes(case)
-    verdicts = [
-        explain_error(adapter, cast(BaseCAM, PrecomputedMaps(region.float())), image, masks=masks).case.verdict
-        for region in regions
-    ]
+    grades = []
+    for region in regions:
+        of_region = explain_error(adapter, cast(BaseCAM, PrecomputedMaps(region.float())), image, masks=masks)
+        grades.append(grade_of_region(of_region, region, case.cause))
     return AuditCheck(
         measure_hit(heatmap, *case.parts),
         explained.case.evidence_location,
@@ -124,7 +124,7 @@ def check_audit(
         explained.case.confirmed,
         bool((evidence & case.cause).any()),
         len(regions),
-        sum(verdict == "strong" for verdict in verdicts),
+        grades.count("strong"),
         explained.case.forward_passes,
         _says_combination(case, explained.case, evidence) if len(case.parts) > 1 else None,
     )
@@ -135,6 +135,21 @@ def _says_combination(case: PlantedCase, explained: AuditCase, evidence: Tensor)
     covers_all = all(bool((evidence & part).any()) for part in case.parts)
     count = further_regions_needed(explained) if case.needs_all_cues else sufficient_parts(explained)
     return explained.confirmed and covers_all and count > 0
+
+
+def grade_of_region(explained: ExplainedError, region: Tensor, cause: Tensor | None = None) -> Grade:
+    """The grade of a region (H, W) bool that an audit was given as its only map, with `PrecomputedMaps`.
+
+    It is ``"not confirmed"`` if the audit confirms another region: one that it proposes by itself, such as the
+    surroundings of the box, one beside the map, or one with more of the certified cause (H, W) bool than of the region.
+    """
+    case, maps = explained.case, explained.maps
+    if not case.confirmed or maps is None:
+        return case.verdict
+    evidence = torch.from_numpy(np.asarray(maps.evidence))
+    on_cause = 0 if cause is None else int((evidence & cause).sum())
+    is_other = case.proposal != PrecomputedMaps.name or int((evidence & region).sum()) <= on_cause
+    return "not confirmed" if is_other else case.verdict
 
 
 def false_causes(case: PlantedCase) -> list[Tensor]:

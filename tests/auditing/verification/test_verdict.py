@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from detcam.auditing.case import Intervention, Outcome, Trial
-from detcam.auditing.verification.verdict import decide_verdict
+from detcam.auditing.verification.verdict import ERROR_RATES, WRONG_CONFIRMED, WRONG_REGIONS, decide_verdict
 
 
 def trial(intervention: Intervention, outcome: Outcome, fill: str = "ring", score: float | None = None) -> Trial:
@@ -61,3 +63,18 @@ def test_the_effect_is_the_margin_between_the_costliest_control_and_the_weakest_
 def test_the_error_must_end_with_every_fill() -> None:
     trials = [GONE, trial("without evidence", "unchanged", "linear"), BOX_CONTROL]
     assert decide_verdict(0.9, trials, 0.01).grade == "not confirmed"
+
+
+def test_stated_error_rates_are_those_of_the_documented_counts() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    text = (docs / "auditing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|\n]*\| (?:near|above)[^|\n]*\| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    regions, strong, weak = (sum(map(int, column)) for column in zip(*rows, strict=True))
+    assert len(rows) == 6 and (regions, strong, weak) == (WRONG_REGIONS, *WRONG_CONFIRMED.values())
+    for grade, count in WRONG_CONFIRMED.items():
+        rate = (count + 1.96**2 / 2) / (regions + 1.96**2)
+        assert ERROR_RATES[grade] == pytest.approx(rate, rel=1e-3)
+        stated = f"{100 * rate:.1f}".removesuffix(".0")
+        assert re.search(rf"^\| `{grade}` \|.*\| {stated} % \|$", text, re.MULTILINE)
+    formulas = (docs / "metric-formulas.md").read_text(encoding="utf-8")
+    assert f"{strong + weak} of {regions} wrong regions" in text and f"$f = {strong + weak}/{regions}$" in formulas

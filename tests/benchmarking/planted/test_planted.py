@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from detcam.auditing.case import AuditCase, CaseMaps
+from detcam.auditing.conclusion import ExplainedError
 from detcam.benchmarking.planted import certification, training_cache
 from detcam.benchmarking.planted import run as planted_run
-from detcam.benchmarking.planted.audit_check import check_audit, false_causes
+from detcam.benchmarking.planted.audit_check import PrecomputedMaps, check_audit, false_causes, grade_of_region
 from detcam.benchmarking.planted.certification import certify_cases, cue_pairs
 from detcam.benchmarking.planted.detectors import detector_families, train_detector
 from detcam.benchmarking.planted.hit_metrics import MAX_RANK, MapHit, local_maxima, measure_hit, summarize_hits
@@ -115,6 +118,28 @@ def test_false_positive_is_certified_only_if_its_cue_is_the_cause(monkeypatch: p
         assert case.target.box_xyxy == pytest.approx(case.body.box_xyxy.tolist())
         for wrong in false_causes(case):
             assert wrong.any() and not (wrong & case.cause).any()
+
+
+@pytest.mark.parametrize(
+    ("proposal", "columns", "expected"),
+    [
+        (PrecomputedMaps.name, (0, 4), "strong"),
+        (PrecomputedMaps.name, (0, 11), "strong"),
+        (PrecomputedMaps.name, (8, 16), "not confirmed"),
+        (PrecomputedMaps.name, (18, 20), "not confirmed"),
+        ("surroundings", (0, 4), "not confirmed"),
+    ],
+)
+def test_a_false_cause_is_confirmed_only_if_the_evidence_is_on_it(
+    proposal: str, columns: tuple[int, int], expected: str
+) -> None:
+    region, cause, evidence = torch.zeros(3, 2, 20, dtype=torch.bool)
+    region[:, :10], cause[:, 10:16], evidence[:, slice(*columns)] = True, True, True
+    case = AuditCase("a", 1, "a.png", (2, 20), "background", 0, "boat", 0.9, (0, 0, 2, 2), True, None, 0.0)
+    maps = CaseMaps(np.zeros((2, 20), np.uint8), evidence.numpy(), evidence.numpy(), None)
+    found = ExplainedError(replace(case, verdict="strong", proposal=proposal), maps, None)
+    assert grade_of_region(found, region, cause) == expected
+    assert grade_of_region(replace(found, case=replace(found.case, verdict="not tested")), region) == "not tested"
 
 
 def test_hit_metrics_equal_values_by_hand() -> None:
