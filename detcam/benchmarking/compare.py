@@ -84,7 +84,7 @@ def benchmark(
 
     Args:
         model: a detector, segmentation network or classifier of a supported family, or an adapter.
-        images: a folder, a file, an image, or a list of them; None takes the annotated images.
+        images: a folder, a file, a pattern, an image, or a list of them; None takes the annotated images.
         methods: names with settings (``"drise:passes=1000"``), classes, or a mapping from custom names to those or to
             functions from an adapter to a method; None takes a few that suit the model.
         metrics: names with settings (``"insertion:steps=10"``) or metrics; None takes insertion and deletion. The

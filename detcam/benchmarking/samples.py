@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from detcam.metrics.target_regions import TargetRegions, ground_truth_regions
 from detcam.outputs import DetectionTarget
 from detcam.trace import guarded
 from detcam.utils.console import plural
+from detcam.utils.files import is_file, is_folder, with_home
 
 MIN_IOU = 0.5
 """Smallest IoU at which a detection matches an annotated object."""
@@ -99,8 +101,9 @@ def _list_samples(images: ImageLike | Sequence[ImageLike]) -> Iterator[Sample]:
         raise ValueError("expected at least one image; got an empty list")
     for index, item in enumerate(items, 1):
         if isinstance(item, (str, Path)):
-            if Path(item).is_file() or not (Path(item).is_dir() or "*" in str(item)):
-                yield Sample(Path(item).name, Path(item))  # a missing file is reported when it is read
+            path = with_home(item)
+            if is_file(path) or not (is_folder(path) or glob.has_magic(str(item))):
+                yield Sample(path.name, path)  # a missing file is reported when it is read
             else:
                 yield from (Sample(path.name, path) for path in find_images([str(item)]))
         else:

@@ -146,11 +146,11 @@ class BenchmarkOptions(SelectionOptions, EngineOptions):
 
     def check_paths(self) -> None:
         """Check that images exist too; the base class has the errors."""
-        from detcam.utils.files import is_file, is_folder
+        from detcam.utils.files import is_file, is_folder, with_home
 
         super().check_paths()
         for text in self.images or []:
-            path = Path(text).expanduser()
+            path = with_home(text)
             if not glob.has_magic(text) and not is_file(path) and not is_folder(path):
                 raise ValueError(f"no file or folder at {text}; check the path")
 

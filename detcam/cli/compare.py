@@ -118,6 +118,10 @@ def print_comparison(comparison: AuditComparison) -> None:
     if comparison.causes:
         console.print()
         console.print(table)
+        console.print(
+            "difference: 95 % interval of this cause alone; status: a test corrected for the number of causes",
+            soft_wrap=True,
+        )
     types = make_table("error", *columns[:2], "delta AP", "change", right=columns)
     for kind in comparison.types:
         low, high = kind.delta_ap_interval

@@ -17,7 +17,7 @@ from torch import Tensor
 from detcam.data.decoding import STRIP_PIXELS, pil_array, read_file
 from detcam.data.opening import IMAGE_SUFFIXES, check_search
 from detcam.utils.batching import batch_slices
-from detcam.utils.files import is_file, is_folder
+from detcam.utils.files import is_file, is_folder, with_home
 from detcam.utils.warnings import warn
 
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
@@ -70,7 +70,7 @@ class ImageReader:
                 `as_float` converts it.
         """
         if isinstance(image, (str, Path)):
-            array = read_file(Path(image), self.channels, self.page)
+            array = read_file(with_home(image), self.channels, self.page)
             if keep_bytes and self._fits_bytes(array):
                 return _marked(torch.from_numpy(array).permute(2, 0, 1))
             return self._from_array(array, str(image))
@@ -257,7 +257,7 @@ def expand_paths(images: Any) -> Any:
 
 def _expanded(text: str | Path) -> list[Path]:
     """The images of a folder or pattern; an empty list for a file."""
-    path = Path(text).expanduser()
+    path = with_home(text)
     if str(text) and is_folder(path):
         check_search(path)
         found = [

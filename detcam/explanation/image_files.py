@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detcam.data.opening import IMAGE_SUFFIXES, MAX_SHOWN_NAME, check_search
 from detcam.utils.console import shorten
-from detcam.utils.files import is_audit, is_file, is_folder
+from detcam.utils.files import is_audit, is_file, is_folder, with_home
 
 STAGE = "explanations"
 """Name of the stage of `detcam.explanation.batch`."""
@@ -34,7 +34,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     """
     images: dict[Path, None] = {}
     for text in paths:
-        path = Path(text).expanduser()
+        path = with_home(text)
         if is_file(path):
             files = [path]
         elif text and is_folder(path):

@@ -42,6 +42,11 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def with_home(path: str | Path) -> Path:
+    """Return a path with ``~`` at its beginning replaced by the home folder; a name such as ``~draft.png`` is none."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises an error for such a name
+
+
 def is_in_folder(path: Path, folder: Path) -> bool:
     """Return whether a path, its links followed, lies in a folder or one below it."""
     try:

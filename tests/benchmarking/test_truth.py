@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detcam.benchmarking import benchmark
-from detcam.benchmarking.samples import annotated_regions
+from detcam.benchmarking.samples import annotated_regions, collect_samples
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
@@ -34,6 +34,14 @@ def coco(folder: Path, annotations: list[dict[str, Any]], files: list[str]) -> P
         )
     )
     return path
+
+
+def test_patterns_are_those_of_the_shell(tmp_path: Path) -> None:
+    for name in ("a1.png", "a2.png", "b1.png"):
+        (tmp_path / name).touch()
+    for pattern, count in (("a?.png", 2), ("[ab]1.png", 2), ("*.png", 3)):
+        samples, _ = collect_samples(str(tmp_path / pattern), None)
+        assert len(samples) == count
 
 
 def box(x: float, y: float, side: float, category: int, **more: Any) -> dict[str, Any]:

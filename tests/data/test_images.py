@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from detcam.data.images import load_image, load_images, to_uint8
+from detcam.explanation.image_files import find_images
 
 ARRAY = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -22,6 +23,19 @@ def test_all_kinds_give_equal_tensors(tmp_path: Path) -> None:
         torch.testing.assert_close(load_image(kind), expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(load_image((expected * 255).round().byte()), expected)
     assert np.array_equal(to_uint8(expected), ARRAY)
+
+
+def test_the_home_folder_has_a_sign_and_names_may_begin_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "~draft.png"):
+        Image.fromarray(ARRAY).save(tmp_path / name)
+    assert load_image("~/a.png").shape == load_image("~draft.png").shape == (3, 4, 6)
+    assert len(load_images(["~/a.png", "~draft.png", "~/*.png"])) == 4
+    assert find_images(["~/a.png", "~draft.png"]) == [tmp_path / "a.png", Path("~draft.png")]
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:

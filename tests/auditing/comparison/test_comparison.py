@@ -277,6 +277,7 @@ def test_undefined_costs_are_printed_as_dashes(capsys: pytest.CaptureFixture[str
     print_comparison(AuditComparison("a", "b", 9, 1.0, 1.0, (0.0, 0.0), (), (cause,), (kind,), ((0, 0), (9, 9))))
     printed = capsys.readouterr().out
     assert "nan" not in printed and printed.count(" -") >= 3
+    assert "status: a test corrected for the number of causes" in printed
 
 
 @pytest.fixture(scope="module")
