@@ -14,6 +14,7 @@ from detcam.data.coco import read_coco
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.issues import DataIssue, DataIssues, DataWarning
 from detcam.detections import NamesLike, as_names, class_name, label_index
+from detcam.utils.files import with_home
 from detcam.utils.packed import Packed
 
 __all__ = ["Annotations", "GroundTruth"]
@@ -72,8 +73,8 @@ class Annotations:
         Raises:
             ValueError: the file or folder does not exist, or the file is not JSON in COCO's format.
         """
-        path = Path(path)
-        folder = None if images_dir is None else Path(images_dir)
+        path = with_home(path)
+        folder = None if images_dir is None else with_home(images_dir)
         if path.suffix.lower() in (".yaml", ".yml"):
             from detcam.data.yolo_labels import read_yolo
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from detcam.data.exif import image_size
 from detcam.data.ground_truth import GroundTruth
 from detcam.data.images import expand_paths
 from detcam.data.issues import DataIssue, DataIssues
+from detcam.utils.files import with_home
 from detcam.utils.packed import Packed
 
 
@@ -26,8 +28,9 @@ def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]
         ValueError: there is no image that can be read.
     """
     listed = [images] if isinstance(images, (str, Path)) else list(images)
-    paths = [Path(path) for path in expand_paths([str(path) for path in listed])]
-    root = _common_folder(paths)
+    # Absolute paths alone have a common folder in any case.
+    paths = [with_home(path).absolute() for path in expand_paths([str(path) for path in listed])]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
     found = Packed[GroundTruth]()
     issues: list[DataIssue] = []
     for number, path in enumerate(paths, 1):
@@ -43,11 +46,3 @@ def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]
     labels = tuple(sorted(label for label in adapter.names if label >= adapter.first_label))
     categories = {label: adapter.names[label] for label in labels}
     return Annotations(root, found, categories, adapter.names, labels, DataIssues(issues))
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    """The deepest folder that contains all files."""
-    folder = paths[0].parent
-    while not all(path.is_relative_to(folder) for path in paths):
-        folder = folder.parent
-    return folder

@@ -125,13 +125,16 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert "detections that deserve the least trust" in done.stdout and "no annotations" in done.stdout
 
 
-def test_images(adapter: Adapter, folder: Path, tmp_path: Path) -> None:
+def test_images(adapter: Adapter, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = folder / "harbor" / f"{SEEDS[0]}.png"
     other = tmp_path / "other.png"
     Image.new("RGB", (30, 20)).save(other)
     listed = unlabeled_images(adapter, [image, other])
     assert [entry.path for entry in listed] == [image, other] and listed[1].image_size_hw == (20, 30)
     assert listed.labels == (1, 2) and len({entry.file_name for entry in listed}) == 2
+    monkeypatch.chdir(tmp_path)
+    mixed = unlabeled_images(adapter, ["other.png", image])
+    assert [(entry.path, entry.file_name) for entry in mixed] == [(e.path, e.file_name) for e in (listed[1], listed[0])]
     (tmp_path / "bad.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="none of the 1 files can be read"):
         unlabeled_images(adapter, tmp_path / "bad.png")
