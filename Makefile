@@ -104,7 +104,7 @@ planted-peers: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --no-deps captum torchcam xaitk-saliency smqtk-core smqtk-classifier \
 		smqtk-descriptors smqtk-detection smqtk-dataprovider smqtk-image-io
 	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 8 --family two-stage \
-		--scenario mark look-alike tiny and natural
+		--scenario context mark look-alike tiny and natural
 	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 8 --family yolo --scenario look-alike
 	$(QUIET) $(BIN)/python tests/peers/planted_tools.py --out build/planted --cases 40 --family yolo --scenario look-alike \
 		--tool visualize

@@ -228,6 +228,7 @@ TOOLS: dict[str, Tool] = {
 
 def installed_tools(family: str, text: str = "") -> dict[str, Explain]:
     """The tools that support a family, whose package is installed, and whose name contains a text, by name."""
+    family = "yolo" if family.startswith("yolo") else family  # a tool for one YOLO is a tool for all of them
     return {
         name: tool.explain
         for name, tool in TOOLS.items()

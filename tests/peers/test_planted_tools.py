@@ -66,7 +66,8 @@ def test_score_of_the_box_is_the_models_own(untrained: Any) -> None:
 
 
 def test_tools_are_chosen_by_family_and_by_a_part_of_their_name() -> None:
-    assert list(planted_tools.installed_tools("yolo", "visualize")) == ["ultralytics visualize=True"]
+    for family in ("yolo", "yolo11s"):
+        assert list(planted_tools.installed_tools(family, "visualize")) == ["ultralytics visualize=True"]
     assert not planted_tools.installed_tools("two-stage", "visualize")
 
 
