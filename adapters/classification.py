@@ -51,7 +51,7 @@ class FixedSizeAdapter(Adapter, abstract=True):
         mean: per channel, of pixels in [0, 1]; None takes 0 if the network normalizes images itself (found with passes
             on noise), else the values that the model stores, else ImageNet's.
         std: as `mean`.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`.
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`.
     """
 
     mean: tuple[float, ...]

@@ -50,7 +50,7 @@ class CustomDetectorAdapter(DetectorAdapter):
         iou_threshold: overlap above which the weaker of two boxes of a class is suppressed, in [0, 1].
         max_detections: maximum number of detections per image.
         max_batch_size: maximum number of images per forward pass; None finds out whether the network takes two.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`. By default, the target layer is
             the deepest one whose gradient covers half of the image.
 
     Raises:

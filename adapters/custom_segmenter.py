@@ -50,8 +50,8 @@ class CustomSegmentationAdapter(SegmentationAdapter):
         output_key: position, key or attribute of the maps, where the network returns several outputs, instead of
             `decode`.
         multiple: the input is padded below and on the right to a multiple of this many pixels.
-        **options: `image_size`, `mean`, `std`, `multilabel`, `background`, `target_layers`, `reshape_transform` and
-            `names`, as in `SegmentationAdapter`. By default, the target layer is the one that the last layer reads.
+        **options: further arguments of `SegmentationAdapter`, such as `image_size` and `background`. By default, the
+            target layer is the one that the last layer reads.
 
     Raises:
         TypeError: `model` is not a module, or its output has no logits.

@@ -48,7 +48,7 @@ class EmbeddingAdapter(FixedSizeAdapter):
         model: a feature extractor or classifier.
         layer: the module, or its dotted name, whose output is the embedding; pass the model to use its output. None
             uses the input of the last linear layer if the model ends with it, and the model's output otherwise.
-        **options: `image_size`, `mean`, `std`, `target_layers` and `reshape_transform`, as in `FixedSizeAdapter`.
+        **options: further arguments of `FixedSizeAdapter`, such as `image_size` and `target_layers`.
 
     Raises:
         TypeError: `model` is not a module.

@@ -45,7 +45,7 @@ class SegmentationAdapter(Adapter, abstract=True):
             model stores, else False.
         background: index of the class that is not reported; ``"auto"`` takes the class named background, if there is
             one; None reports every class. `MaskTarget` explains any class.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`.
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`.
 
     Attributes:
         multiple: the height and width of the network's input are multiples of this many pixels.

@@ -64,7 +64,7 @@ class TransformersClassifier(TransformersClassificationModel):
         model: a model such as ``ViTForImageClassification``.
         processor: as in `TransformersDetector`.
         image_size: height and width of the network's input, or one number for both; None takes the processor's.
-        **options: `target_layers`, `reshape_transform`, `names` and `output`, as in `ClassificationAdapter`.
+        **options: further arguments of `ClassificationAdapter`, such as `target_layers`, `names` and `output`.
     """
 
     family = "transformers classification"
@@ -95,7 +95,7 @@ class TransformersImageText(TransformersClassificationModel):
         processor: the processor with image processor and tokenizer, or the folder that holds it; None takes the one
             saved beside the model's weights.
         image_size: as in `TransformersClassifier`.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`.
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`.
 
     Raises:
         ValueError: no prompts, a prompt that is too long, or no tokenizer.

@@ -68,7 +68,7 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
             object"; None takes the family's.
         score_threshold: minimum score of a detection, in [0, 1].
         max_detections: maximum number of detections per image; None takes the family's.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layers are
+        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, these are
             the features that the decoder reads.
 
     Attributes:

@@ -129,7 +129,7 @@ class TransformersMaskQueries(MaskQueryModel, DetectorAdapter):
         segments: ``"panoptic"``, one target per query; or ``"semantic"``, one per class.
         score_threshold: minimum class score of a segment, in [0, 1].
         mask_threshold: mask probability from which a pixel counts as part of a query's own mask, in [0, 1].
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`. By default, the target layer is
             the one that the decoder of queries reads.
     """
 

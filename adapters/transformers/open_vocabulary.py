@@ -44,7 +44,7 @@ class TransformersOpenVocabulary(TransformersDetector):
         score_threshold: minimum score of a detection, in [0, 1]; None takes the library's, 0.25 for Grounding DINO and
             0.1 for OWL-ViT.
         max_detections: maximum number of detections per image.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`.
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`.
 
     Raises:
         ValueError: no prompts, prompts that are too long, or no tokenizer.

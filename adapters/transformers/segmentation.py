@@ -26,7 +26,7 @@ class TransformersSegmenter(TransformersModel, CustomSegmentationAdapter):
         image_size: height and width of the input, or one number: the shorter side where the processor keeps the aspect
             ratio. None takes the processor's.
         background: as in `SegmentationAdapter`.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`. By default, the target layer is
             the one that the last layer reads.
     """
 

@@ -34,7 +34,7 @@ class UltralyticsClassificationAdapter(ClassificationAdapter):
     Args:
         model: a `YOLO` object, or the module inside one.
         image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 224.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layer is
+        **options: further arguments of `Adapter`, such as `target_layers` and `names`. By default, the target layer is
             the convolution before the pooling.
     """
 

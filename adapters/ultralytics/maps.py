@@ -30,7 +30,7 @@ class UltralyticsMaps(SegmentationAdapter, abstract=True):
     Args:
         model: a `YOLO` object, or the module inside one.
         image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 640.
-        **options: `target_layers`, `reshape_transform` and `names`, as in `Adapter`. By default, the target layers are
+        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, these are
             those that the head reads.
     """
 

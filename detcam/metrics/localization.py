@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detcam.geometry import mask_to_box
 from detcam.metrics.base import Metric
 from detcam.metrics.metric_input import MetricImage
-from detcam.metrics.target_regions import Shape, bounding_box
+from detcam.metrics.target_regions import Shape
 from detcam.utils.opencv import cv2
 
 NAN = float("nan")
@@ -55,7 +56,7 @@ class LocalizationMetric(Metric, abstract=True):
         if heatmap[counted].min() == heatmap[counted].max():
             return NAN
         if self.shape == "box":
-            left, top, right, bottom = bounding_box(target)
+            left, top, right, bottom = map(int, mask_to_box(target))
             target = torch.zeros_like(target)
             target[top:bottom, left:right] = True
         return self.compare(heatmap, target, others & counted, counted | target)
@@ -191,7 +192,7 @@ class Compactness(LocalizationMetric):
     range = (0.0, float("inf"))
 
     def compare(self, heatmap: Tensor, target: Tensor, others: Tensor, counted: Tensor) -> float:
-        left, top, right, bottom = bounding_box(target)
+        left, top, right, bottom = mask_to_box(target)
         heatmap = heatmap * counted
         row, column = divmod(int(heatmap.flatten().argmax()), heatmap.shape[1])
         vertical = (torch.arange(heatmap.shape[0], dtype=torch.float64) - row)[:, None] ** 2

@@ -88,12 +88,6 @@ def ground_truth_regions(
     return TargetRegions(object_masks, other_objects, ignored)
 
 
-def bounding_box(mask: Tensor) -> tuple[int, int, int, int]:
-    """The smallest half-open box x, y, x, y around the True pixels of a mask (H, W) with at least one."""
-    rows, columns = (torch.nonzero(mask.any(axis))[:, 0] for axis in (1, 0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def _box_masks(truth: GroundTruth) -> Tensor:
     boxes = [box_mask(box, truth.image_size_hw) for box in truth.boxes_xyxy.tolist()]
     return torch.from_numpy(np.stack(boxes)) if boxes else torch.zeros(0, *truth.image_size_hw, dtype=torch.bool)
