@@ -205,10 +205,18 @@ def is_confirmed(result: VerificationResult | None) -> bool:
 
 
 def better_result(first: VerificationResult | None, second: VerificationResult | None) -> VerificationResult | None:
-    """The confirmed one of two results, else the one whose evidence ends the error, else the second."""
+    """The confirmed one of two results, else the one whose evidence ends the error, else the second.
+
+    Without its object an error ends in any case: evidence that takes the object away comes after what does not.
+    """
     if first is None or second is None:
         return second if first is None else first
-    return second if (is_confirmed(second), second.ends) >= (is_confirmed(first), first.ends) else first
+    return second if _rank(second) >= _rank(first) else first
+
+
+def _rank(result: VerificationResult) -> tuple[bool, bool, bool]:
+    loses_object = any(each.outcome == "object lost" for each in result.trials)
+    return is_confirmed(result), result.ends, not loses_object
 
 
 def more_effective_result(first: VerificationResult | None, second: VerificationResult) -> VerificationResult:

@@ -71,26 +71,26 @@ def test_evidence_outside_is_removed_without_the_object_and_controls_stay() -> N
 
 
 class SecondBox(nn.Module):
-    """Finds an object, and a part of it where the cabin is bright and, if it needs one, a buoy too."""
+    """Finds an object, and a part of it where the cabin is bright and, with a weight in [0, 1], a buoy too."""
 
-    def __init__(self, needs_buoy: bool, first_needs_cabin: bool) -> None:
+    def __init__(self, buoy_weight: float, first_needs_cabin: bool) -> None:
         super().__init__()
         self.seen = nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False)
         nn.init.zeros_(self.seen.weight)
         self.seen.weight.data[:, 0, 1, 1] = 1
-        self.needs_buoy, self.first_needs_cabin = needs_buoy, first_needs_cabin
+        self.buoy_weight, self.first_needs_cabin = buoy_weight, first_needs_cabin
 
     def forward(self, x: Tensor) -> Tensor:
         seen = self.seen(x)
         cabin, buoy = (seen[:, :, rows, columns].mean((1, 2, 3)) for rows, columns in (CABIN, BUOY))
         first = cabin if self.first_needs_cabin else 0.9 + 0 * cabin
         # The cabin has the larger gradient.
-        second = (cabin.square() * buoy if self.needs_buoy else cabin) * 0.9
+        second = 0.9 * cabin.square() * (1 - self.buoy_weight + self.buoy_weight * buoy)
         scores = torch.stack([first, second], 1)
         return torch.stack([scores, torch.zeros_like(scores)], 2).clamp(0.001, 0.999)
 
 
-def audit_second(folder: Path, needs_buoy: bool, first_needs_cabin: bool = False) -> AuditCase:
+def audit_second(folder: Path, buoy_weight: float, first_needs_cabin: bool = False) -> AuditCase:
     """The case of the second box of an object."""
     pixels = np.full((64, 96, 3), 60, dtype=np.uint8)
     pixels[CABIN], pixels[BUOY] = 255, 255
@@ -104,18 +104,18 @@ def audit_second(folder: Path, needs_buoy: bool, first_needs_cabin: bool = False
     }
     (folder / "labels.json").write_text(json.dumps(data))
     adapter = detector(
-        SecondBox(needs_buoy, first_needs_cabin).eval(),
+        SecondBox(buoy_weight, first_needs_cabin).eval(),
         lambda raw: (torch.tensor([OBJECT, SECOND]).expand(len(raw), -1, -1), raw),
         names=["boat", "buoy"],
         target_layers="seen",
     )
-    (case,) = detcam.audit(adapter, folder, folder / "labels.json").cases
+    (case,) = detcam.audit(adapter, folder, folder / "labels.json", score_threshold=0.3).cases
     assert case.type == "localization" and case.ground_truth is not None and case.ground_truth.iou < 0.5
     return case
 
 
 def test_the_cause_beside_the_object_is_found_although_a_part_of_it_is_needed(tmp_path: Path) -> None:
-    case = audit_second(tmp_path, needs_buoy=True)
+    case = audit_second(tmp_path, 1.0)
     column, row = case.peak_xy or (0, 0)
     assert BUOY[0].start <= row < BUOY[0].stop and BUOY[1].start <= column < BUOY[1].stop, case.sentence
     assert case.confirmed and "lies outside the box" in case.sentence
@@ -124,15 +124,22 @@ def test_the_cause_beside_the_object_is_found_although_a_part_of_it_is_needed(tm
 
 
 def test_a_part_of_the_object_is_weak_evidence_for_its_second_box(tmp_path: Path) -> None:
-    case = audit_second(tmp_path, needs_buoy=False)
+    case = audit_second(tmp_path, 0.0)
     assert case.verdict == "weak" and "no region outside them is known to end this one" in case.reason
     column, row = case.peak_xy or (0, 0)
     assert CABIN[0].start <= row < CABIN[0].stop and CABIN[1].start <= column < CABIN[1].stop
 
 
 def test_a_part_that_both_boxes_need_is_no_evidence(tmp_path: Path) -> None:
-    case = audit_second(tmp_path, needs_buoy=False, first_needs_cabin=True)
+    case = audit_second(tmp_path, 0.0, first_needs_cabin=True)
     assert not case.confirmed and "the correct detection of the object ends with it" in case.reason
+
+
+def test_what_costs_a_second_box_half_of_its_score_is_shown_rather_than_what_the_object_needs(tmp_path: Path) -> None:
+    case = audit_second(tmp_path, 0.75, first_needs_cabin=True)
+    column, row = case.peak_xy or (0, 0)
+    assert BUOY[0].start <= row < BUOY[0].stop and BUOY[1].start <= column < BUOY[1].stop, case.sentence
+    assert not case.confirmed and "persists without the evidence (score 0.3" in case.reason
 
 
 LEFT, RIGHT, HIGHLIGHTED = disc(20, 10), disc(80, 90), disc(85, 20, 4)
