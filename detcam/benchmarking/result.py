@@ -12,6 +12,7 @@ from detcam.benchmarking.conclusions import recommend
 from detcam.benchmarking.statistics import Row
 from detcam.utils.console import plural
 from detcam.utils.files import replace_file, utf8_bytes
+from detcam.utils.markdown import plain_line
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import to_png_bytes
 
@@ -98,8 +99,10 @@ class Benchmark(Sequence[Row]):
 
     def to_markdown(self) -> str:
         """Format the table, its legend and the notes in Markdown."""
-        notes = "".join(f"* {note}\n" for note in self.notes)
-        return f"**{self.title}**\n\n{tables.markdown_text(self.rows, self.signs)}\n{tables.LEGEND}\n\n{notes}"
+        notes = "".join(f"* {plain_line(note)}\n" for note in self.notes)
+        return (
+            f"**{plain_line(self.title)}**\n\n{tables.markdown_text(self.rows, self.signs)}\n{tables.LEGEND}\n\n{notes}"
+        )
 
     def to_csv(self) -> str:
         """Format the rows as CSV."""

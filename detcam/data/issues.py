@@ -6,6 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from detcam.utils.console import shorten
+
+MAX_MESSAGE_LENGTH = 400
+
 
 class DataWarning(UserWarning):
     """Problems of a data set. Results that list them hold the same as `issues`."""
@@ -17,7 +21,8 @@ class DataIssue:
 
     Attributes:
         kind: the kind of problem, such as ``"image is missing"``.
-        message: description of the case, and of any entry that is left out.
+        message: description of the case, and of any entry that is left out; the middle of one that is longer than
+            `MAX_MESSAGE_LENGTH` is left out, since names and ids in a file may be of any length.
         image_id: id of the image in the file, or None.
         annotation_id: id of the annotation in the file, or None.
     """
@@ -26,6 +31,9 @@ class DataIssue:
     message: str
     image_id: int | str | None = None
     annotation_id: int | str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", shorten(self.message, MAX_MESSAGE_LENGTH))
 
 
 class DataIssues:

@@ -77,14 +77,16 @@ class Stage:
     def is_done(self, number: int) -> bool:
         """Return whether a shard has results; a damaged file counts as none."""
         try:
-            pq.read_metadata(self._file(number))
+            with self._file(number).open("rb") as file:
+                pq.read_metadata(file)
         except (OSError, pa.ArrowInvalid):
             return False
         return True
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Read the results of a shard, or some columns of them."""
-        return pq.read_table(self._file(number), columns=columns, partitioning=None)
+        with self._file(number).open("rb") as file:  # pyarrow takes no path that is not UTF-8
+            return pq.read_table(file, columns=columns, partitioning=None)
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Read the results of all shards, one at a time."""

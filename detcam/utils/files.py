@@ -17,8 +17,12 @@ from typing import Any, BinaryIO, SupportsFloat
 
 import numpy as np
 
+from detcam.utils.text import without_controls
+
 FORMULA_SIGNS = "=+-@"
 """First characters, after spaces and in any width, of a text that a spreadsheet evaluates."""
+QUOTE = "'"
+"""What marks a cell of a spreadsheet as text."""
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 """Numbers of the errors of a full disk."""
@@ -70,13 +74,16 @@ def utf8_bytes(text: str) -> bytes:
 
 
 def csv_cell(value: object) -> Any:
-    """Return a value for a CSV table; a text that a spreadsheet would evaluate as a formula gets an apostrophe."""
+    """Return a value for a CSV table that neither a spreadsheet evaluates nor a terminal obeys.
+
+    A text that would be a formula gets an apostrophe, and control characters become escapes.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
         return value
     first = unicodedata.normalize("NFKC", value).lstrip()[:1]
-    return f"'{value}" if first and (first in FORMULA_SIGNS or value[0] in "\t\r\n") else value
+    return f"{QUOTE if first and first in FORMULA_SIGNS else ''}{without_controls(value)}"
 
 
 class StorageError(OSError):

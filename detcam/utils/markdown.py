@@ -1,8 +1,11 @@
-"""Tables in Markdown."""
+"""Tables and lines in Markdown."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
+
+from detcam.utils.text import without_controls
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()) -> str:
@@ -25,4 +28,15 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, rig
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(without_controls(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def plain_line(text: str) -> str:
+    r"""Return a text in one line that Markdown shows as it is: no HTML, links or code of names from files.
+
+    Example:
+        >>> from detcam.utils.markdown import plain_line
+        >>> print(plain_line("<b>boat"))
+        \<b>boat
+    """
+    return re.sub(r"([\\`\[<])", r"\\\1", without_controls(" ".join(text.split())))

@@ -65,6 +65,12 @@ def test_a_bad_annotation_costs_itself_alone(folder: Path, shape: dict[str, Any]
     assert annotations.issues or truth.area.tolist()[1] == 25
 
 
+def test_the_message_of_a_long_id_is_short(folder: Path) -> None:
+    image = {"id": "y" * 20_000, "file_name": "z" * 20_000}
+    loaded = load(folder, [GOOD | {"id": 2, "image_id": "x" * 20_000}], [image])
+    assert len(loaded.issues) == 2 and all(len(issue.message) <= 400 for issue in loaded.issues)
+
+
 def test_a_polygon_far_outside_is_left_out_and_its_box_kept(folder: Path) -> None:
     far = [[0, 0, 1e12, 0, 1e12, 1e12]]
     annotations = load(folder, [{"id": 2, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "segmentation": far}])

@@ -25,12 +25,13 @@ def start(out: Path, seconds: float = 0.02) -> subprocess.Popen[bytes]:
 
 
 def test_a_run_is_one_parquet_file_per_shard(tmp_path: Path) -> None:
-    assert run(tmp_path, make_work()) == list(range(len(SHARDS)))
-    stage = Run(tmp_path, "squares", {}, resume=True).stage("squares", lambda: [])
+    out = tmp_path / os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
+    assert run(out, make_work()) == list(range(len(SHARDS)))
+    stage = Run(out, "squares", {}, resume=True).stage("squares", lambda: [])
     assert stage.shards == SHARDS, "the manifest, not the plan, says what a shard is"
     assert [table["square"].to_pylist() for table in stage.tables()] == [[a * a, b * b] for a, b in SHARDS]
-    assert not list((tmp_path / "run").rglob("*.tmp")) and not list((tmp_path / "run").rglob("*.log"))
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["kind"] == "squares"
+    assert not list((out / "run").rglob("*.tmp")) and not list((out / "run").rglob("*.log"))
+    assert json.loads((out / "run" / "manifest.json").read_text())["kind"] == "squares"
 
 
 def test_killed_at_any_moment_it_continues_and_ends_equal(tmp_path: Path) -> None:

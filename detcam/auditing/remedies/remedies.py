@@ -24,6 +24,7 @@ from detcam.auditing.result import Audit
 from detcam.runs.lock import LOCK, lock_folder
 from detcam.utils.console import plural
 from detcam.utils.files import json_bytes, json_value, remove_temporary_files, replace_file
+from detcam.utils.markdown import plain_line
 
 REPAIR, README = "repair.json", "README.md"
 FOLDERS: dict[Action, str] = {
@@ -300,13 +301,13 @@ def readme(repaired: Repair) -> str:
     lines = ["# Remedies", "", "Groups first, then single cases; largest delta AP first.", ""]
     for remedy in repaired.remedies:
         cost = f", delta AP {remedy.delta_ap:.3f}" if remedy.delta_ap == remedy.delta_ap else ""
-        sentence = remedy.sentence.replace("\n", " ")
+        sentence = plain_line(remedy.sentence)
         where = f" Files: `{remedy.folder}/`." if remedy.folder else ""
         title = "Single case" if remedy.group is None else f"Group {remedy.group}"
-        cause = f" Cause: {remedy.cause}." if remedy.cause else ""
+        cause = f" Cause: {plain_line(remedy.cause)}." if remedy.cause else ""
         lines.append(f"* {title}{cost}: **{remedy.action}**. {sentence}.{cause}{where}")
         for what, count in sorted(remedy.suppressors.items(), key=lambda item: -item[1]):
-            lines.append(f"  * {count}: {what}")
+            lines.append(f"  * {count}: {plain_line(what)}")
     lines += ["", "## Actions", ""]
     for action in dict.fromkeys(remedy.action for remedy in repaired.remedies):
         lines.append(f"* **{action}**: {REASONS[action]}.")
