@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +29,20 @@ def harbor_detector() -> Adapter:
     return adapt(load_demo_detector(), names=DEMO_NAMES)
 
 
+drawn = functools.cache(draw_scene)
+
+
+@functools.cache
+def scene_png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(drawn(seed).image).save(file, format="PNG")
+    return file.getvalue()
+
+
 def write_scenes(folder: Path, seeds: tuple[int, ...] = SEEDS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        Image.fromarray(draw_scene(seed).image).save(folder / f"scene-{seed:02d}.png")
+        (folder / f"scene-{seed:02d}.png").write_bytes(scene_png(seed))
     return folder
 
 
@@ -68,7 +80,7 @@ class DrawnMaps(BaseCAM, abstract=True):
 
 def scene_of(image: Tensor, seeds: tuple[int, ...] = SEEDS) -> HarborScene:
     pixels = to_uint8(image)
-    return next(scene for scene in map(draw_scene, seeds) if np.array_equal(scene.image, pixels))
+    return next(scene for scene in map(drawn, seeds) if np.array_equal(scene.image, pixels))
 
 
 def truth(image: Tensor, target: Any) -> np.ndarray:
