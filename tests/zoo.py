@@ -57,6 +57,7 @@ TRANSFORMERS = frozenset({"own_detr", "vit", "hf_detr"})
 
 QUICK: dict[str, dict[str, Any]] = {
     "scorecam": {"top_channels": 4},
+    "ablationcam": {"ratio_channels_to_ablate": 0.5},
     "rise": {"passes": 20},
     "drise": {"passes": 20},
     "occlusion": {"grid": 4},
@@ -284,7 +285,7 @@ def own_segmenter() -> tuple[nn.Module, Adapter]:
     from detcam.adapters import segmenter
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(8, 3, 3, 2, 1)).eval()
-    return model, segmenter(model, image_size=64)
+    return model, segmenter(model, image_size=32)
 
 
 @register("detection")
