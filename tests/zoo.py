@@ -58,8 +58,8 @@ TRANSFORMERS = frozenset({"own_detr", "vit", "hf_detr"})
 QUICK: dict[str, dict[str, Any]] = {
     "scorecam": {"top_channels": 4},
     "ablationcam": {"ratio_channels_to_ablate": 0.5},
-    "rise": {"passes": 20},
-    "drise": {"passes": 20},
+    "rise": {"passes": 10},
+    "drise": {"passes": 10},
     "occlusion": {"grid": 4},
     "vps": {"regions": 3},
     "phasewin": {"regions": 3},
