@@ -145,7 +145,7 @@ def decide_appearance(
     without = [trial for trial in trials if trial.intervention == "without evidence"]
     lowest = min(without, key=lambda trial: trial.score)
     if any(trial.outcome == "absent" for trial in without):
-        reason = f"{_score_text(score)}, at most {lowest.score:.2f} with every fill without the best region"
+        reason = _change_text(score, f"at most {lowest.score:.2f} with every fill without the best region")
         if lowest.score >= score_threshold:
             reason += ", where another detection suppresses its candidate"
         return Verdict("not confirmed", math.nan, reason)
@@ -162,7 +162,7 @@ def decide_appearance(
             f"without {where} of the same size the score is {highest.score:.2f}, without the region {lowest.score:.2f}",
             len(controls),
         )
-    reason = f"{_score_text(score)}, and {lowest.score:.2f} without the region"
+    reason = _change_text(score, f"{lowest.score:.2f} without the region")
     reason += f"; effect {effect:.2f} over {plural(len(controls), 'control')}"
     has_near_control = any(trial.intervention == "near control" for trial in controls)
     further = [] if has_near_control else ["no other region of that size is beside the object"]
@@ -191,10 +191,10 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
     if any(trial.outcome == "appeared" for trial in controls):
         return Verdict("not confirmed", effect, f"{reason}, but in others as well ({highest:.2f})", len(controls))
     if effect < MIN_WEAK_EFFECT:
-        reason += f", which changes little: {_score_text(score)}, and at most {highest:.2f} in others"
+        reason += f", which changes little: {_change_text(score, f'at most {highest:.2f} in others')}"
         return Verdict("not confirmed", effect, reason, len(controls))
-    reason = f"{_score_text(score)}, and {lowest:.2f} in the surroundings of found objects; effect {effect:.2f} over "
-    reason += plural(len(controls), "control")
+    reason = _change_text(score, f"{lowest:.2f} in the surroundings of found objects")
+    reason += f"; effect {effect:.2f} over {plural(len(controls), 'control')}"
     further = [] if len(controls) >= MIN_TRANSPLANT_CONTROLS else ["there are few controls"]
     return _confirmed(effect, ring_fraction, reason, further, len(controls))
 
@@ -213,9 +213,9 @@ def _confirmed(
     return Verdict("weak", effect, f"{reason}; weak because {', and '.join(limits)}", compared)
 
 
-def _score_text(score: float) -> str:
-    """The score of a missed object in words; it is 0 if nothing is detected there."""
-    return f"score {score:.2f}" if score else "no score, as nothing is detected there"
+def _change_text(score: float, after: str) -> str:
+    """The score of a missed object, which is 0 if nothing is detected there, and what it is in perturbed images."""
+    return f"score {score:.2f}, and {after}" if score else f"not detected, and with a score of {after}"
 
 
 def remaining_score(trial: Trial) -> float:
