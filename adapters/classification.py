@@ -30,7 +30,7 @@ from detcam.adapters.probed_normalization import probed_normalization
 from detcam.adapters.stored_config import imagenet_names, stored_config, stored_size
 from detcam.data.images import as_float
 from detcam.detections import Detections, LabelsLike, Source, checked_top_k, label_indices
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, checked_size
 from detcam.layers import find_target_layers, input_channels, probe_image, probe_sizes, takes_sequences
 from detcam.outputs import check_label, is_multilabel, raw_output, with_class_facts
 from detcam.targets import ClassTarget, reads_raw_output
@@ -73,10 +73,8 @@ class FixedSizeAdapter(Adapter, abstract=True):
                 "are Conv1d"
             )
         stored = stored_config(model) if any(value is None for value in (image_size, mean, std)) else {}
-        size = stored_size(model, stored) if image_size is None else image_size
+        size = checked_size(image_size) or stored_size(model, stored)
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
-        if min(self.image_size) < 1:
-            raise ValueError(f"expected a positive image_size; got {self.image_size}")
         own = Normalization(tuple(stored.get("mean") or IMAGENET.mean), tuple(stored.get("std") or IMAGENET.std))
         normalization, self.normalization_is_known = fit_normalization(
             input_channels(model), (mean, std), lambda: probed_normalization(model, self.image_size, own)

@@ -18,7 +18,7 @@ from detcam.adapters.decode_probe import deepest_far_layer, observe_decode
 from detcam.adapters.decoded_boxes import Decoded, DecodedOutput, read_decoded
 from detcam.adapters.detection import DetectorAdapter
 from detcam.data.images import as_float
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, checked_size
 from detcam.layers import probe_sizes
 from detcam.outputs import DetectorOutput
 from detcam.trace import guarded
@@ -93,7 +93,8 @@ class CustomDetectorAdapter(DetectorAdapter):
         if not callable(decode):
             raise TypeError(f"expected decode to be a function of the model's output; got {type(decode).__name__}")
         self.decode = decode
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        size = checked_size(image_size)
+        self.image_size = (size, size) if isinstance(size, int) else size
         if letterbox not in (True, False, "top-left"):
             raise ValueError(f'expected letterbox to be True, False or "top-left"; got {letterbox!r}')
         if letterbox and self.image_size is None:

@@ -19,7 +19,7 @@ from detcam.adapters.normalization import IMAGENET, Normalization, fit_normaliza
 from detcam.adapters.output_heads import OutputHead
 from detcam.data.images import as_float
 from detcam.detections import Detections
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, checked_size
 from detcam.layers import input_channels
 from detcam.outputs import ModelOutput
 from detcam.segmenter_output import SegmenterOutput
@@ -70,7 +70,7 @@ class SegmentationAdapter(Adapter, abstract=True):
         background: int | Literal["auto"] | None = "auto",
         **options: Unpack[AdapterOptions],
     ) -> None:
-        self.image_size = _checked_size(image_size)
+        self.image_size = checked_size(image_size)
         super().__init__(model, **options)
         normalization, self.normalization_is_known = fit_normalization(
             input_channels(model), (mean, std), self.default_normalization
@@ -192,15 +192,6 @@ class TorchvisionSegmentationAdapter(SegmentationAdapter):
 
     def logits(self, raw: Mapping[str, Tensor]) -> Tensor:
         return raw["out"]
-
-
-def _checked_size(image_size: Any) -> int | tuple[int, int] | None:
-    if image_size is None or (isinstance(image_size, int) and image_size > 0):
-        return image_size
-    sides = image_size if isinstance(image_size, (tuple, list)) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"expected image_size as (height, width) in pixels, one number, or None; got {image_size!r}")
-    return sides[0], sides[1]
 
 
 def _background(names: Mapping[int, str]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ class DeepFeatureFactorization:
                 numbers of channels.
             RuntimeError: the layer never ran, or returned NaN.
         """
-        if isinstance(n_components, bool) or not isinstance(n_components, int):
+        if isinstance(n_components, bool) or not isinstance(n_components, Integral):
             raise TypeError(f"expected n_components as a whole number; got {n_components!r}")
         if n_components < 1:
             raise ValueError(f"expected at least one component; got {n_components}")

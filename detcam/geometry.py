@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -262,3 +265,25 @@ def mask_to_box(mask: Tensor) -> tuple[float, float, float, float]:
     """Return the bounding box (xyxy, half-open) of a mask (H, W) with at least one pixel."""
     rows, columns = (torch.nonzero(mask.any(axis))[:, 0].tolist() for axis in (1, 0))
     return float(columns[0]), float(rows[0]), columns[-1] + 1.0, rows[-1] + 1.0
+
+
+def checked_size(image_size: Any) -> int | tuple[int, int] | None:
+    """Return a size that a user gives, one number or height and width, as integers of Python.
+
+    Raises:
+        ValueError: it is something else.
+
+    Example:
+        >>> from detcam.geometry import checked_size
+        >>> checked_size([480, 640]), checked_size(None)
+        ((480, 640), None)
+    """
+    if image_size is None:
+        return None
+    is_pair = isinstance(image_size, (tuple, list, np.ndarray)) and len(image_size) == 2
+    sides = list(image_size) if is_pair else [image_size]
+    if not all(isinstance(side, Integral) and not isinstance(side, bool) and int(side) > 0 for side in sides):
+        raise ValueError(
+            f"expected image_size as (height, width) in pixels, one positive number, or None; got {image_size!r}"
+        )
+    return (int(sides[0]), int(sides[1])) if is_pair else int(sides[0])

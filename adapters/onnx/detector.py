@@ -17,6 +17,7 @@ from detcam.adapters.custom_detector import CustomDetectorAdapter, DetectorDecod
 from detcam.adapters.onnx.formats import OnnxFormat, recognize, stored_activation, unknown_format
 from detcam.adapters.onnx.model import CONFIG, PROCESSOR, OnnxModel
 from detcam.detections import as_names
+from detcam.geometry import checked_size
 from detcam.utils.warnings import warn
 
 DEFAULT_PROBE_HW = (320, 320)
@@ -107,7 +108,7 @@ def _or(value: float | None, default: float) -> float:
 
 def _input_size(model: OnnxModel, given: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """The size of the network's input: the file's, the user's, or the one that its metadata or processor tells."""
-    fixed = model.input_size_hw
+    given, fixed = checked_size(given), model.input_size_hw
     processor = model.beside(PROCESSOR).get("size")
     if given is None:
         given = model.metadata.get("imgsz")

@@ -15,6 +15,7 @@ from detcam.adapters.transformers.base import TransformersModel
 from detcam.adapters.transformers.model import find_tokenizer, has_head, has_processor, pretrained_bases
 from detcam.adapters.transformers.processor import ImagePreparation
 from detcam.adapters.transformers.prompts import check_prompts, encode_separately
+from detcam.geometry import checked_size
 from detcam.layers import find_target_layers
 
 
@@ -30,7 +31,7 @@ class TransformersClassificationModel(TransformersModel, ClassificationAdapter, 
         self.use_processor(model, processor, None)
         own = self.preparation
         expected = own.geometry((64, 64)).input_size_hw
-        chosen: int | tuple[int, int] = expected if image_size is None else image_size
+        chosen = checked_size(image_size) or expected
         if image_size is None and not has_processor(model, processor):
             # The defaults of its family say nothing about this model's size.
             chosen = stored_size(model, {"input_size": (3, *expected)})

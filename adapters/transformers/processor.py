@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.transformers.model import find_processor
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, checked_size
 
 MAX_SNAP_DISTANCE = 0.05
 """Maximum distance, in input pixels, at which a measured side or offset is taken as the whole number beside it."""
@@ -26,7 +26,8 @@ class ImagePreparation:
 
     def __init__(self, processor: Any, image_size: int | tuple[int, int] | None = None) -> None:
         self.processor = processor
-        self.settings = {} if image_size is None else _size_settings(processor, image_size)
+        size = checked_size(image_size)
+        self.settings = {} if size is None else _size_settings(processor, size)
         self._geometries: dict[tuple[int, int], Geometry] = {}
 
     @cached_property
@@ -160,8 +161,6 @@ def _size_settings(processor: Any, image_size: int | tuple[int, int]) -> dict[st
             size = {"shortest_edge": image_size}
         else:
             size = {"height": image_size, "width": image_size}
-    if min(size.values()) < 1:
-        raise ValueError(f"expected a positive image_size; got {image_size}")
     settings: dict[str, Any] = {"size": size}
     if getattr(processor, "do_center_crop", False):
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from detcam.geometry import checked_size
+
 PROMPTED = frozenset({"WorldDetect", "YOLOEDetect"})
 """Heads with the embeddings of the classes as a second input."""
 
@@ -73,10 +75,8 @@ def network_input_size(
     """
     settings: list[Any] = [getattr(model, "overrides", None), getattr(model, "args", None)]
     known = [value.get("imgsz") if isinstance(value, Mapping) else getattr(value, "imgsz", None) for value in settings]
-    size = next((value for value in (image_size, *known) if value), default)
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"expected image_size as one or two positive whole numbers (height, width); got {size!r}")
+    size = checked_size(next((value for value in (checked_size(image_size), *known) if value), default)) or default
+    sides = (size, size) if isinstance(size, int) else size
     height, width = (-(-side // stride) * stride for side in sides)
     return height, width
 

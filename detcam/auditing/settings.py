@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 from detcam.adapters import Adapter
@@ -56,8 +57,9 @@ class AuditSettings:
             raise ValueError(f"expected explain_order to be {expected}; got {self.explain_order!r}")
         for name in ("explain", "explain_missed", "sample_seed"):
             number = getattr(self, name)
-            if not isinstance(number, int) or number < 0:
+            if not isinstance(number, Integral) or number < 0:
                 raise ValueError(f"expected {name} as an int of at least 0; got {number!r}")
+            object.__setattr__(self, name, int(number))
 
 
 def recorded_settings(

@@ -15,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from detcam.adapters import Adapter, adapt
 from detcam.adapters.fastai import is_learner
 from detcam.detections import NamesLike
+from detcam.geometry import checked_size
 from detcam.models.builders import (
     BUILDERS,
     BuiltModel,
@@ -248,12 +249,13 @@ def _resize_input(model: nn.Module, image_size: int | tuple[int, int]) -> bool:
     transform: Any = getattr(model, "transform", None)
     if not isinstance(transform, GeneralizedRCNNTransform):
         return False
-    if not isinstance(image_size, int) or image_size < 1:
+    side = checked_size(image_size)
+    if not isinstance(side, int):
         raise ValueError(f"expected the shorter side of this detector's input, one number; got {image_size}")
-    transform.max_size = round(transform.max_size * image_size / transform.min_size[-1])
-    transform.min_size = (image_size,)
+    transform.max_size = round(transform.max_size * side / transform.min_size[-1])
+    transform.min_size = (side,)
     if transform.fixed_size is not None:
-        transform.fixed_size = (image_size, image_size)
+        transform.fixed_size = (side, side)
     return True
 
 

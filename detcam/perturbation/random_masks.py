@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import torch
@@ -187,6 +188,8 @@ def peak_rank_correlation(first: Tensor, second: Tensor, tied_fraction: float = 
 
 def check_passes(passes: Passes) -> Passes:
     """Return a valid number of passes, or raise ValueError."""
-    if passes != "auto" and (not isinstance(passes, int) or passes < 1):
+    if passes == "auto":
+        return passes
+    if not isinstance(passes, Integral) or passes < 1:
         raise ValueError(f"expected passes as a number of at least 1, or 'auto'; got {passes!r}")
-    return passes
+    return int(passes)

@@ -164,7 +164,7 @@ class TestPreparation:
         "options", [{"image_size": 0}, {"std": (0.0, 1.0, 1.0)}, {"mean": (0.5,)}], ids=["size", "std", "mean"]
     )
     def test_impossible_options_are_refused(self, options: dict[str, object]) -> None:
-        with pytest.raises(ValueError, match="positive image_size|one value per channel"):
+        with pytest.raises(ValueError, match="expected image_size as|one value per channel"):
             adapt(TinyCNN(), target_layers="relu2", **options)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from detcam.geometry import Geometry, normalize
+from detcam.geometry import Geometry, checked_size, normalize
 
 LETTERBOX = Geometry((60, 100), (128, 128), (1.28, 1.28), (0.0, 25.6))
 
@@ -141,6 +142,19 @@ def test_normalize_keeps_order_and_ends() -> None:
     torch.testing.assert_close(actual[0], torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
     assert torch.equal(actual[1], torch.zeros(2, 2))
     torch.testing.assert_close(actual[2], torch.tensor([[0.0, 1.0], [0.0, 0.5]]))
+
+
+@pytest.mark.parametrize("size", [np.int64(64), (np.int32(64), 96), [64, 96], np.array([64, 96]), torch.Size([64, 96])])
+def test_sizes_become_integers_of_python(size: object) -> None:
+    checked = checked_size(size)
+    sides = checked if isinstance(checked, tuple) else (checked,)
+    assert sides in ((64,), (64, 96)) and {type(side) for side in sides} == {int}
+
+
+@pytest.mark.parametrize("size", [0, -5, "64", 64.0, True, (64,), (64, 64, 3), (0, 5), (64, None)])
+def test_other_sizes_are_refused(size: object) -> None:
+    with pytest.raises(ValueError, match=r"expected image_size as \(height, width\)"):
+        checked_size(size)
 
 
 def test_many_large_maps_are_rendered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,5 +105,5 @@ def test_a_square_marks_the_same_pixels_on_the_input() -> None:
 
 
 def test_image_size_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="positive image_size"):
+    with pytest.raises(ValueError, match="one positive number"):
         ImagePreparation(tf.RTDetrImageProcessor(), 0)
