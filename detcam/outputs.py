@@ -296,7 +296,7 @@ class Candidates:
         boxes_xyxy: (K, 4) predicted boxes of the targets' classes, original image pixels, not clipped.
         class_scores: (K, C), in [0, 1], as the detector reports them; column = the model's class index.
         class_logits: (K, C) before the sigmoid or softmax.
-        objectness: (K,) in [0, 1], or None where the family has none.
+        objectness: (K,) in [0, 1]; None where the family has none, and from `candidates` of a two-stage detector.
     """
 
     boxes_xyxy: Tensor

@@ -11,7 +11,7 @@ from detcam.benchmarking import plots, tables
 from detcam.benchmarking.conclusions import recommend
 from detcam.benchmarking.statistics import Row
 from detcam.utils.console import plural
-from detcam.utils.files import replace_file, utf8_bytes
+from detcam.utils.files import replace_file, utf8_bytes, with_home
 from detcam.utils.markdown import plain_line
 from detcam.visualize.convert import ImageArray
 from detcam.visualize.overlay import to_png_bytes
@@ -134,7 +134,7 @@ class Benchmark(Sequence[Row]):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write benchmark.csv, .json, .md, scatter.png and maps.png into a folder and return their paths."""
-        folder = Path(folder)
+        folder = with_home(folder)
         folder.mkdir(parents=True, exist_ok=True)
         contents = {
             "benchmark.md": utf8_bytes(self.to_markdown()),

@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 
 import filelock
 
+from detcam.utils.files import with_home
+
 try:
     import fcntl
 except ImportError:  # on Windows
@@ -35,7 +37,7 @@ def lock_folder(out: str | Path | None) -> Iterator[Path]:
         with TemporaryDirectory(prefix="detcam-") as temporary:
             yield Path(temporary)
         return
-    folder = Path(out)
+    folder = with_home(out)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = _acquire(folder / LOCK)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from detcam.data.images import load_image, load_images, to_uint8
 from detcam.explanation.image_files import find_images
+from detcam.runs import lock_folder
 
 ARRAY = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -35,6 +36,8 @@ def test_the_home_folder_has_a_sign_and_names_may_begin_with_it(
         Image.fromarray(ARRAY).save(tmp_path / name)
     assert load_image("~/a.png").shape == load_image("~draft.png").shape == (3, 4, 6)
     assert len(load_images(["~/a.png", "~draft.png", "~/*.png"])) == 4
+    with lock_folder("~/out") as out:
+        assert out == tmp_path / "out" and out.is_dir()
     assert find_images(["~/a.png", "~draft.png"]) == [tmp_path / "a.png", Path("~draft.png")]
 
 

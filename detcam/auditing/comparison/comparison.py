@@ -15,7 +15,7 @@ from detcam.auditing.comparison.pairs import Change, ErrorPair, pair_errors
 from detcam.auditing.comparison.record import AuditLike, AuditRecord, check_comparable, distinct_names
 from detcam.auditing.errors import ERROR_TYPES, ErrorType
 from detcam.utils.console import plural
-from detcam.utils.files import json_value
+from detcam.utils.files import json_value, with_home
 
 CHANGES: tuple[Change, ...] = ("new", "fixed", "unchanged")
 
@@ -196,7 +196,7 @@ def compare_audits(old: AuditLike, new: AuditLike, *, out: str | Path | None = N
         return comparison
     from detcam.auditing.comparison.writer import write_comparison
 
-    return write_comparison(comparison, *records, Path(out))
+    return write_comparison(comparison, *records, with_home(out))
 
 
 def _compare_types(old: Bootstrapped, new: Bootstrapped) -> list[TypeChange]:

@@ -12,7 +12,7 @@ from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.report.layout import AUDIT
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
 from detcam.auditing.result import Audit
-from detcam.utils.files import check_report, read_json
+from detcam.utils.files import check_report, read_json, with_home
 
 AuditLike: TypeAlias = "Audit | str | Path"
 """An audit, or the folder of its report."""
@@ -55,7 +55,7 @@ class AuditRecord:
             return cls("model", audit.cases, evaluation, audit.score_threshold, float("nan"), None, {})
         if not isinstance(audit, (str, Path)):
             raise TypeError(f"expected an Audit or the folder of a report; got {type(audit).__name__}")
-        return cls._from_folder(Path(audit))
+        return cls._from_folder(with_home(audit))
 
     @classmethod
     def _from_folder(cls, folder: Path) -> AuditRecord:

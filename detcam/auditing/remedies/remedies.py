@@ -23,7 +23,7 @@ from detcam.auditing.report.report_data import ReportData
 from detcam.auditing.result import Audit
 from detcam.runs.lock import LOCK, lock_folder
 from detcam.utils.console import plural
-from detcam.utils.files import json_bytes, json_value, remove_temporary_files, replace_file
+from detcam.utils.files import json_bytes, json_value, remove_temporary_files, replace_file, with_home
 from detcam.utils.markdown import plain_line
 
 REPAIR, README = "repair.json", "README.md"
@@ -150,7 +150,8 @@ def repair(
         raise TypeError(f"expected an Audit or the folder of a report; got {type(report).__name__}")
     if transplants < 0:
         raise ValueError(f"expected transplants of at least 0; got {transplants}")
-    data, out = ReportData.load(Path(report), None if images is None else Path(images)), Path(out)
+    data = ReportData.load(with_home(report), None if images is None else with_home(images))
+    out = with_home(out)
     data.check_annotated()
     with lock_folder(out):
         if not (out / REPAIR).exists() and any(file.name != LOCK for file in out.iterdir()):
