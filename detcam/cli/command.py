@@ -152,12 +152,24 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             raise typer.Exit(130) from None
         except (UsageError, BrokenPipeError):
             raise
-        except ERRORS as error:
-            if debug:
+        except Exception as error:
+            is_short_of_memory = not isinstance(error, ERRORS) and _is_out_of_memory(error)
+            if debug or not (isinstance(error, ERRORS) or is_short_of_memory):
                 raise
+            if is_short_of_memory:
+                error = RuntimeError(f"memory does not suffice; allow more (--max-memory) ({error or 'MemoryError'})")
             _fail(error)
         finally:
             _print_warnings(caught, is_done)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error is a lack of memory, in any library; only those that import torch name it otherwise."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from detcam.utils.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _print_warnings(caught: list[warnings.WarningMessage], is_done: bool) -> None:

@@ -86,7 +86,8 @@ class Stage:
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
         """Read the results of a shard, or some columns of them."""
         with self._file(number).open("rb") as file:  # pyarrow takes no path that is not UTF-8
-            return pq.read_table(file, columns=columns, partitioning=None)
+            # Without threads: where memory does not suffice for a new one, pyarrow waits for it without end.
+            return pq.ParquetFile(file).read(columns=columns, use_threads=False)
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Read the results of all shards, one at a time."""

@@ -19,6 +19,7 @@ from detcam.cli.tables import ROWS_FILE, registered_rows
 from detcam.data.issues import DataWarning
 from detcam.explanation.image_files import find_images
 from detcam.utils.console import plural, printable, shorten
+from detcam.utils.opencv import cv2
 from tests.cli.files import CLASSIFIER, DETECTOR, Command, read_entries, save_image
 
 
@@ -108,6 +109,15 @@ def test_problems_of_data_are_noted_unless_the_results_list_them(capsys: pytest.
         warnings.warn("a.json: 1 problem", DataWarning, stacklevel=1)
         raise ValueError("no image can be used")
     assert capsys.readouterr().err.splitlines() == ["detcam: no image can be used", "note: a.json: 1 problem"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes")])
+def test_a_lack_of_memory_in_any_library_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    with pytest.raises(typer.Exit) as caught, one_line_errors(debug=False):
+        raise error
+    assert caught.value.exit_code == 2 and capsys.readouterr().err.startswith("detcam: memory does not suffice; allow")
+    with pytest.raises(KeyError), one_line_errors(debug=False):
+        raise KeyError("a fault of the program keeps its traceback")
 
 
 def test_target_layers_separated_by_commas(detcam_command: Command, tmp_path: Path) -> None:

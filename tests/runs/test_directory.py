@@ -13,6 +13,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from detcam.runs import CrashLog, Run, lock_folder, plan_shards
@@ -57,6 +58,15 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     (tmp_path / "run" / "squares" / f".{'0' * 32}.tmp").write_bytes(b"half")
     run(tmp_path, make_work(), resume=True)
     assert content(tmp_path) == whole and not list((tmp_path / "run" / "squares").glob(".*"))
+
+
+def test_results_are_read_without_new_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where memory does not suffice for a thread, pyarrow would wait for it without end."""
+    run(tmp_path, make_work())
+    stage = Run(tmp_path, "squares", {}, resume=True).stage("squares", lambda: [])
+    read, threads = pq.ParquetFile.read, []
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *a, **k: (threads.append(k["use_threads"]), read(*a, **k))[1])
+    assert stage.table(0, ["square"]).column_names == ["square"] and threads == [False]
 
 
 def test_shards_of_many_images_hold_more_groups_up_to_a_limit() -> None:
