@@ -10,7 +10,7 @@ from detcam.utils.warnings import warn
 
 _MESSAGES = re.compile(
     "out of memory|can't allocate memory|not enough memory|insufficient memory|unable to allocate|bad_alloc"
-    "|could not create a memory|cannot allocate memory",
+    "|could not create a memory|cannot allocate memory|failed to launch worker thread|can't start new thread",
     re.IGNORECASE,
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import typer
 
@@ -111,7 +112,15 @@ def test_problems_of_data_are_noted_unless_the_results_list_them(capsys: pytest.
     assert capsys.readouterr().err.splitlines() == ["detcam: no image can be used", "note: a.json: 1 problem"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"),
+        pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+    ],
+    ids=["Python", "OpenCV", "pyarrow"],
+)
 def test_a_lack_of_memory_in_any_library_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     with pytest.raises(typer.Exit) as caught, one_line_errors(debug=False):
         raise error
