@@ -48,7 +48,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", help="image file; default: a drawn harbor")
     parser.add_argument("--onnx", help="ONNX file of FastestDet")
-    parser.add_argument("--names", help="file of its class names, one per line")
+    parser.add_argument("--names", help="file of its class names, one per line; --onnx needs it")
     parser.add_argument("--passes", type=int, default=600, help="number of masked images; more give smoother heatmaps")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
