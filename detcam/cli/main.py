@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the ``detcam`` command."""
+    # Arrow reads it when it is imported. Its other pools reserve 1 GiB at once, which --max-memory would count as used.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         from detcam.cli.app import app
 

@@ -105,3 +105,18 @@ def test_little_is_imported_before_interruptions_are_caught() -> None:
     code = "import sys, detcam.cli.main; print(*{'difflib', 'inspect', 'pkgutil', 'typer'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_arrow_reserves_no_memory_that_a_limit_would_count() -> None:
+    code = """
+import sys
+from detcam.cli.main import main
+sys.argv = ["detcam", "--version"]
+try:
+    main()
+except SystemExit:
+    import pyarrow
+    print(pyarrow.default_memory_pool().backend_name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "system"
