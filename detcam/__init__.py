@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from detcam.diagnostics import ConvergenceWarning as ConvergenceWarning
     from detcam.diagnostics import EmptyMapWarning as EmptyMapWarning
     from detcam.diagnostics import ReachWarning as ReachWarning
+    from detcam.diagnostics import SamplingWarning as SamplingWarning
     from detcam.explanation.explain import explain as explain
     from detcam.explanation.methods_grid import plot_methods as plot_methods
     from detcam.explanation.result import Explanation as Explanation
@@ -113,6 +114,7 @@ _MODULES = {
     "GuidedBackpropReLUModel": "detcam.methods.guided_backprop",
     "Metric": "detcam.metrics.base",
     "ReachWarning": "detcam.diagnostics",
+    "SamplingWarning": "detcam.diagnostics",
     "SegmenterOutput": "detcam.segmenter_output",
     "Repair": "detcam.auditing.remedies.remedies",
     "Source": "detcam.detections",

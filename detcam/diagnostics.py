@@ -1,4 +1,4 @@
-"""Checks of maps, and warnings about them, once per call each: limited reach, empty maps, convergence.
+"""Checks of maps, and warnings about them, once per call each: limited reach, empty maps, convergence, sampling.
 
 A map with NaN or infinity, or of another shape, is an error.
 """
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_CONVERGENCE_DELTA = 0.2
 """Convergence delta above which a map is reported."""
+MIN_SAMPLING_AGREEMENT = 0.2
+"""Agreement of the maps of two halves of the samples below which a map is reported; 0 is the value of chance."""
 MIN_OUTSIDE_REACH = 0.5
 """Minimum fraction of the image outside the box within reach; limited reach is reported below it."""
 
@@ -40,6 +42,10 @@ class EmptyMapWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """The convergence delta is large: a map's sum differs from the score difference that it approximates."""
+
+
+class SamplingWarning(UserWarning):
+    """Two halves of the random samples give maps that do not agree: the map shows chance."""
 
 
 class ClassAgnosticWarning(UserWarning):
@@ -125,6 +131,7 @@ def warn_about_maps(cam: BaseCAM, results: Sequence[ImageHeatmaps], adapter: Ada
     if not cam.covers_receptive_field:
         _warn_about_reach(results, layers)
     _warn_about_convergence(results, adapter.layer_names)
+    warn_about_sampling(results)
 
 
 def _warn_about_reach(results: Sequence[ImageHeatmaps], layers: str) -> None:
@@ -160,4 +167,22 @@ def _warn_about_convergence(results: Sequence[ImageHeatmaps], layer_names: Seque
             f"difference between the image and the baseline: the convergence delta is up to {amount} at {layers}. "
             "More steps help",
             ConvergenceWarning,
+        )
+
+
+def warn_about_sampling(results: Sequence[ImageHeatmaps]) -> None:
+    """Warn about maps that random samples do not determine.
+
+    Args:
+        results: the explanations of all images of the call.
+    """
+    measured = [value for r in results if r.sampling is not None for value in r.sampling.agreement or ()]
+    low = [value for value in measured if value < MIN_SAMPLING_AGREEMENT]
+    if low:
+        passes = max(r.sampling.passes for r in results if r.sampling is not None)
+        warn(
+            f"the maps of {len(low)} of {plural(len(measured), 'target')} show chance: after {plural(passes, 'pass')} "
+            f"two halves of the masks agree by {min(low):.2f}, where 1 is agreement. Too few masked images still "
+            "show the target to the model: a coarser grid (grid=8), a higher probability or more passes help",
+            SamplingWarning,
         )

@@ -50,12 +50,13 @@ def main(argv=None):
     parser.add_argument("--onnx", help="ONNX file of FastestDet")
     parser.add_argument("--names", help="file of its class names, one per line; --onnx needs it")
     parser.add_argument("--passes", type=int, default=600, help="number of masked images; more give smoother heatmaps")
+    parser.add_argument("--grid", type=int, default=16, help="cells of a mask per side; fewer for small objects")
     parser.add_argument("--out", type=Path, default=Path("explanations"))
     args = parser.parse_args(argv)
 
     if args.onnx:
-        names = Path(args.names).read_text().splitlines()
         detect = partial(detect_with_opencv, cv2.dnn.readNetFromONNX(args.onnx))
+        names = Path(args.names).read_text().splitlines()
     else:
         print("Using the demo detector of boats and buoys; --onnx runs FastestDet.")
         detect, names = partial(detect_in_harbors, load_demo_detector()), DEMO_NAMES
@@ -63,8 +64,7 @@ def main(argv=None):
     (output,) = detect([image])
     rows = zip(*(output[name].tolist() for name in ("boxes", "labels", "scores")), strict=True)
     detections = [(box, label, score) for box, label, score in rows if score > 0.5][:6]
-    result = drise(detect, image, [BoxTarget(box, label) for box, label, _ in detections], passes=args.passes)
-
+    result = drise(detect, image, [BoxTarget(*row[:2]) for row in detections], passes=args.passes, grid=args.grid)
     panels = []
     for (box, label, score), heatmap in zip(detections, result.heatmaps, strict=True):
         y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)

@@ -15,6 +15,7 @@ from detcam.adapters.base import Batch
 from detcam.adapters.function import read_answer
 from detcam.data.images import ImageLike, load_image
 from detcam.detections import Detections
+from detcam.diagnostics import warn_about_sampling
 from detcam.geometry import Geometry, normalize
 from detcam.methods.rise import RISE
 from detcam.outputs import DetectionTarget, DetectorOutput
@@ -217,7 +218,7 @@ def drise(
         batch_size=DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         seed=seed,
     )
-    return ImageHeatmaps(
+    result = ImageHeatmaps(
         maps=normalize(maps).float().numpy(),
         saliency=(maps,),
         targets=tuple(box_targets),
@@ -227,6 +228,8 @@ def drise(
         geometry=geometry,
         sampling=sampling,
     )
+    warn_about_sampling([result])
+    return result
 
 
 def _parse_detections(answer: Any) -> tuple[Tensor, Tensor]:

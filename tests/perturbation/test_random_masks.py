@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detcam import DRISE, RISE
+from detcam import DRISE, RISE, SamplingWarning
 from detcam.adapters import detector
 from detcam.methods.drise import detection_similarity, drise
 from detcam.perturbation.random_masks import BLOCK_SIZE, MIN_PASSES, RandomMasks, peak_rank_correlation
@@ -342,6 +343,24 @@ def test_drise_of_a_function(vectors: bool) -> None:
     torch.testing.assert_close(result.saliency[0][0].double(), expected, atol=1e-5, rtol=1e-4)
     other = drise(function, scene(), [BoxTarget((10, 8, 25, 20), 2)], passes=50)
     assert float(other.heatmaps.max()) == 0, "the right box of the wrong class matches nothing"
+
+
+def test_maps_of_chance_are_warned_of() -> None:
+    target = BoxTarget((10, 8, 25, 20), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drise(RedFinder(vectors=False), scene(), [target], passes=300, grid=8)
+
+    def detect_by_chance(images: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Detect the box in one masked image of ten, whatever it shows."""
+        scores = [float(image.sum(dtype=int) % 10 == 0) for image in images]
+        return [{"boxes": [target.box_xyxy], "labels": [1], "scores": [score]} for score in scores]
+
+    with pytest.warns(SamplingWarning, match=r"maps of 1 of 1 target show chance: after 100 passes") as caught:
+        drise(detect_by_chance, scene(), [target], passes=100)
+    assert caught[0].filename == __file__
+    with pytest.warns(SamplingWarning, match="maps of 2 of 3 targets"):
+        RISE(TinyCNN(), passes=200, grid=8, seed=1).explain(IMAGES, TARGETS)
 
 
 def test_drise_of_a_function_with_invalid_output() -> None:
