@@ -215,7 +215,8 @@ def better_result(first: VerificationResult | None, second: VerificationResult |
 
 
 def _rank(result: VerificationResult) -> tuple[bool, bool, bool]:
-    loses_object = any(each.outcome == "object lost" for each in result.trials)
+    without = [each for each in result.trials if each.intervention == "without evidence"]
+    loses_object = any(each.outcome == "object lost" for each in without)  # a control may cover the object
     return is_confirmed(result), result.ends, not loses_object
 
 

@@ -15,13 +15,13 @@ import detcam
 from detcam.adapters import detector
 from detcam.auditing import AuditCase
 from detcam.auditing.case import Outcome, Trial
-from detcam.auditing.verification.hypothesis import Hypothesis
+from detcam.auditing.verification.hypothesis import Hypothesis, VerificationResult, better_result
 from detcam.auditing.verification.interventions import Investigation, Removal, sparing
 from detcam.auditing.verification.persistence import PersistenceCriterion
 from detcam.auditing.verification.proposals import Proposal, Proposals
 from detcam.auditing.verification.region_probes import RegionProbes
 from detcam.auditing.verification.second_boxes import may_lie_outside
-from detcam.auditing.verification.verdict import decide_verdict
+from detcam.auditing.verification.verdict import Verdict, decide_verdict
 from detcam.auditing.verification.verifier import Verifier
 from detcam.perturbation.base import ImageScorer
 from detcam.targets import BoxTarget
@@ -57,6 +57,18 @@ def test_a_region_without_which_the_object_is_lost_confirms_nothing() -> None:
     trials = [Trial("without evidence", "ring", 0.0, "object lost"), Trial("random control", "ring", 0.9, "unchanged")]
     verdict = decide_verdict(0.9, trials, 0.01, lost_reason=PersistenceCriterion.lost_reason)
     assert verdict.grade == "not confirmed" and "the correct detection of the object ends with it" in verdict.reason
+
+
+def test_evidence_that_takes_the_object_away_comes_last_and_a_control_that_does_says_nothing() -> None:
+    def result(without: Outcome, control: Outcome) -> VerificationResult:
+        trials = Trial("without evidence", "ring", 0.0, without), Trial("random control", "ring", 0.0, control)
+        verdict, nothing = Verdict("not confirmed", 0.0, ""), torch.zeros(8, 8)
+        return VerificationResult(trials, verdict, Proposal("map", nothing), nothing.bool(), (), None, ends=True)
+
+    good, loses = result("vanished", "object lost"), result("object lost", "unchanged")
+    assert better_result(good, loses) is good and better_result(loses, good) is good
+    other = result("vanished", "unchanged")
+    assert better_result(other, good) is good, "of two like results, the second"
 
 
 def test_evidence_outside_is_removed_without_the_object_and_controls_stay() -> None:
