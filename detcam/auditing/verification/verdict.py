@@ -191,7 +191,7 @@ def decide_transplant(score: float, score_threshold: float, trials: Sequence[Tri
     if any(trial.outcome == "appeared" for trial in controls):
         return Verdict("not confirmed", effect, f"{reason}, but in others as well ({highest:.2f})", len(controls))
     if effect < MIN_WEAK_EFFECT:
-        reason += f", which changes little: {_change_text(score, f'at most {highest:.2f} in others')}"
+        reason += f", which changes little ({_change_text(score, f'at most {highest:.2f} in others')})"
         return Verdict("not confirmed", effect, reason, len(controls))
     reason = _change_text(score, f"{lowest:.2f} in the surroundings of found objects")
     reason += f"; effect {effect:.2f} over {plural(len(controls), 'control')}"
@@ -215,7 +215,7 @@ def _confirmed(
 
 def _change_text(score: float, after: str) -> str:
     """The score of a missed object, which is 0 if nothing is detected there, and what it is in perturbed images."""
-    return f"score {score:.2f}, and {after}" if score else f"not detected, and with a score of {after}"
+    return f"score {score:.2f}, and {after}" if score else f"not detected; score {after}"
 
 
 def remaining_score(trial: Trial) -> float:

@@ -249,7 +249,7 @@ def test_a_candidate_that_is_suppressed_without_the_region_is_not_found() -> Non
 def test_an_object_without_a_detection_has_no_score() -> None:
     trials = [*WITHOUT, trial("random control", 0.1), NEAR_CONTROL]
     assert decide_appearance(0.0, 0.5, trials, 0.01).reason == (
-        "not detected, and with a score of 0.70 without the region; effect 1.00 over 2 controls"
+        "not detected; score 0.70 without the region; effect 1.00 over 2 controls"
     )
     assert decide_appearance(0.2, 0.5, trials[:3], 0.01).reason.startswith(
         "score 0.20, and 0.70 without the region; effect 1.00 over 1 control;"

@@ -199,7 +199,10 @@ def test_few_controls_limit_the_grade() -> None:
     assert verdict.grade == "weak" and "few controls" in verdict.reason
     near = [Trial("transplant", "transplant", 0.5, "appeared"), Trial("transplant control", "ring", 0.45, "absent")]
     little = decide_transplant(0.05, 0.5, near, 0.01)
-    assert little.grade == "not confirmed" and "as well" not in little.reason and "at most 0.45" in little.reason
+    found = "found in the surroundings of found objects (score 0.50), which changes little"
+    assert little.grade == "not confirmed" and little.reason == f"{found} (score 0.05, and at most 0.45 in others)"
+    unseen = decide_transplant(0.0, 0.5, near, 0.01)
+    assert unseen.reason == f"{found} (not detected; score at most 0.45 in others)"
 
 
 class RingDetector(nn.Module):
