@@ -18,7 +18,8 @@ from detcam.utils.files import json_number
 
 MAX_CAUSES = 3
 MIN_PART = 0.6
-"""Minimum share of the cases of a cause, and of its cost, that one cause below it must have to stand in its place."""
+"""Minimum share of the cases of a cause, and of its cost if it has one, that one cause below it must have to stand in
+its place."""
 MAX_NAMES = 2
 MAX_CASES = 2000
 """Maximum number of cases of a cause that the page can list."""
@@ -116,8 +117,9 @@ def _numbers(node: CauseNode) -> dict[str, Any]:
 def _narrow(node: CauseNode) -> CauseNode:
     """The cause below a cause that most of its cases have, with most of its cost; the cause itself if there is none."""
     for child in node.children:
-        is_most = len(child) >= MIN_PART * len(node) and _cost(child) >= MIN_PART * _cost(node)
-        if child.level in ("pair", "classes") and is_most:
+        # Errors that cost nothing, or less, have no cost to share.
+        is_costly = _cost(node) <= 0 or _cost(child) >= MIN_PART * _cost(node)
+        if child.level in ("pair", "classes") and len(child) >= MIN_PART * len(node) and is_costly:
             return _narrow(child)
     return node
 

@@ -74,6 +74,13 @@ def test_a_cause_of_many_cheap_errors_does_not_hide_few_that_cost_more() -> None
     assert len(second.cause) == 2
 
 
+@pytest.mark.parametrize("cost", [-0.01, 0.0])
+def test_a_cause_that_costs_nothing_is_as_general_as_necessary_too(cost: float) -> None:
+    cases = [case(number, name="gull" if number else "boat", delta_ap=cost) for number in range(4)]
+    (top,) = top_causes(hierarchy(cases), {each.id: each for each in cases})
+    assert top.sentence.endswith(": gull") and len(top.cause) == 3
+
+
 @pytest.mark.parametrize("kind", EVIDENCE_KINDS)
 @pytest.mark.parametrize("error_type", ["classification", "missed"])
 @pytest.mark.parametrize("count", [1, 2])
