@@ -183,6 +183,6 @@ def warn_about_sampling(results: Sequence[ImageHeatmaps]) -> None:
         warn(
             f"the maps of {len(low)} of {plural(len(measured), 'target')} show chance: after {plural(passes, 'pass')} "
             f"two halves of the masks agree by {min(low):.2f}, where 1 is agreement. Too few masked images still "
-            "show the target to the model: a coarser grid (grid=8), a higher probability or more passes help",
+            "show the target to the model: fewer cells per side (`grid`), a higher `probability` or more `passes` help",
             SamplingWarning,
         )

@@ -233,8 +233,8 @@ class AuditCase:
             missed object, the score gained without it beyond all controls, relative to the threshold; NaN if it was
             not measured.
         compared_controls: number of controls that `effect` compares; 0 if it was not measured.
-        error_rate: measured share of wrong regions that get this verdict; NaN if it confirms nothing, and for missed
-            objects.
+        error_rate: rate of wrong regions that get this verdict, the center of its measured 95 % interval; NaN if it
+            confirms nothing, and for missed objects.
         reason: the reason for the verdict.
         failure_stage: for an explained missed object, the stage of the detector that lost it; else empty.
         evidence_comparison: for an explained duplicate, whether it rests on the same evidence as the first detection;

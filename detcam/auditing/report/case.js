@@ -48,7 +48,7 @@ function verdict(item) {
   const rows = [
     ["effect", isKnown(item.effect) && digits(item.effect, 2), item.type === "missed"
       ? "score that the object gains beyond all controls, relative to the score threshold" : "score that the evidence costs beyond the costliest control, relative to the score"],
-    ["error rate", isKnown(item.error_rate) && percent(item.error_rate) + " of wrong regions get this grade", "measured on detectors whose causes are known"],
+    ["error rate", isKnown(item.error_rate) && "about " + percent(item.error_rate) + " of wrong regions get this grade", "the center of the 95 % interval measured with wrong regions"],
     [isConfirmed(item) ? "evidence proposed by" : "region proposed by", item.proposal],
   ];
   const isSaid = item.reason && item.sentence && item.sentence.includes(item.reason);
