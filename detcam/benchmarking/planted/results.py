@@ -51,7 +51,7 @@ class AuditRow:
         confirmed: share of the cases that the audit confirms.
         correct: share of the cases that the audit confirms with evidence that overlaps the cause.
         false_causes: number of false causes.
-        false_causes_confirmed: number of false causes that the audit confirms.
+        false_causes_confirmed: number of false causes that the audit confirms strongly, as in `grade_of_region`.
         passes: mean number of images that the network processes per case for heatmap, verification and controls.
         parts: share of the cases whose heatmap has one of its first maxima on each cue; NaN in files without it.
         combination: share of the cases whose evidence overlaps every cue and is said to be of parts any of which

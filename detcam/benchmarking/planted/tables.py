@@ -62,8 +62,9 @@ LEGENDS = {
     "audits": "parts: share of the cases with one of the first maxima on each part of the cause; combination: the "
     "audit shows both of two cues, and says that either suffices (or) or that both are needed (and), with its 95 % "
     "interval; location: the audit reports the location of most of the cause; confirmed: the audit confirms its "
-    "evidence as the cause; correct: and the evidence overlaps the cause; false causes: unrelated objects and random "
-    "regions that are verified in the same way; passes: images that the network processes per case.",
+    "evidence as the cause; correct: and the evidence overlaps the cause; false causes confirmed: unrelated objects "
+    "and random regions that are verified in the same way, and confirmed strongly, with evidence that comes from them "
+    "and has more of their pixels than of the cause's; passes: images that the network processes per case.",
     "detectors": "fired: false positives at the objects that a cue accompanies; certified: those that vanish without "
     "the cue and persist without an unrelated object; energy: share on the cause of ReachCAM's heatmaps, of the "
     "detector and of its twin for the same boxes; similarity: correlation of the two heatmaps.",

@@ -24,7 +24,7 @@ from detcam.benchmarking.planted.detectors import detector_families, train_detec
 from detcam.benchmarking.planted.hit_metrics import MAX_RANK, MapHit, local_maxima, measure_hit, summarize_hits
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
 from detcam.benchmarking.planted.run import DEFAULT_CASES, benchmark_planted
-from detcam.benchmarking.planted.tables import TABLE_COLUMNS, markdown_tables, table_rows
+from detcam.benchmarking.planted.tables import LEGENDS, TABLE_COLUMNS, markdown_tables, table_rows
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
 from detcam.cli.app import app
 from detcam.cli.benchmark import BenchmarkOptions
@@ -203,6 +203,9 @@ def test_tables_give_all_cases_equal_weights() -> None:
         at = lines.index(f"## {kind}") + 2
         assert lines[at] == "| " + " | ".join(header) + " |" and lines[at + 1].count("|") == len(header) + 1
     assert "| odam | fcos | context | 0 | - | - | - | - | 2.0 | 0 | - | - |" in lines
+    page = (Path(__file__).parents[3] / "docs" / "planted-tables.md").read_text(encoding="utf-8")
+    (false_causes_text,) = (each for each in LEGENDS["audits"].split("; ") if each.startswith("false causes confirmed"))
+    assert false_causes_text in " ".join(page.split()), "the page says it in the same words"
 
 
 def test_interrupted_planted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
