@@ -280,7 +280,8 @@ def checked_size(image_size: Any) -> int | tuple[int, int] | None:
     """
     if image_size is None:
         return None
-    is_pair = isinstance(image_size, (tuple, list, np.ndarray)) and len(image_size) == 2
+    is_array = isinstance(image_size, np.ndarray) and image_size.ndim == 1
+    is_pair = (is_array or isinstance(image_size, (tuple, list))) and len(image_size) == 2
     sides = list(image_size) if is_pair else [image_size]
     if not all(isinstance(side, Integral) and not isinstance(side, bool) and int(side) > 0 for side in sides):
         raise ValueError(

@@ -22,6 +22,7 @@ import torch
 
 gc.disable()  # until all test modules are imported: what they allocate stays, and each collection takes seconds
 
+HAS_GPU = torch.cuda.is_available() or torch.backends.mps.is_available()
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -44,7 +45,10 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 def _few_threads_and_a_seed() -> Iterator[None]:
     """Tests run side by side, so each takes one thread; unseeded weights would make failures unrepeatable."""
     torch.set_num_threads(1)
-    torch.default_generator.manual_seed(0)  # torch.manual_seed also records its call stack, for GPUs
+    if HAS_GPU:
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)  # torch.manual_seed also records its call stack, for GPUs
     yield
 
 

@@ -40,6 +40,7 @@ from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD, MethodLike, make
 from detcam.layers import LayersLike
 from detcam.runs import EngineLike, Run, lock_folder, make_engine
 from detcam.targets.registry import TARGETS
+from detcam.utils.batching import check_count
 from detcam.utils.device import on_device
 
 DEFAULT_BATCH_SIZE = 4
@@ -160,8 +161,8 @@ def audit(
     TARGETS.find(quantity)
     settings = AuditSettings(score_threshold, explain, explain_missed, iou_threshold, background_threshold, iou_type)
     settings = replace(settings, quantity=quantity, explain_order=explain_order, sample_seed=sample_seed)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size}")
+    if batch_size is not None:
+        check_count(batch_size)
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     if adapter.task != "detection":
         raise TypeError(f"expected a detector; {type(adapter.model).__name__} is a model for {adapter.task}")

@@ -21,6 +21,7 @@ from detcam.auditing.triage import least_trusted_first
 from detcam.data.issues import DataIssues
 from detcam.explanation.explain import DEFAULT_SCORE_THRESHOLD
 from detcam.utils.console import plural
+from detcam.utils.files import with_home
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,7 +113,7 @@ class Audit:
         """
         if self.report is None:
             raise ValueError("expected an audit with a report; run it with a folder: detcam.audit(..., out=...)")
-        folder = None if images is None else Path(images)
+        folder = None if images is None else with_home(images)
         return fiftyone_dataset(self.report.parent, folder, name, persistent=persistent)
 
     @property

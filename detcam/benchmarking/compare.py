@@ -33,8 +33,10 @@ from detcam.layers import LayersLike
 from detcam.metrics import Metric
 from detcam.runs import RUN_FOLDER, EngineLike, Run, lock_folder, make_engine
 from detcam.targets.registry import TARGETS, BuiltinQuantity
+from detcam.utils.batching import check_count
 from detcam.utils.console import plural
 from detcam.utils.device import on_device
+from detcam.utils.files import is_folder, with_home
 
 DEFAULT_TOP_K = {"detection": 3, "segmentation": 3, "classification": 1, "embedding": 1}
 """Explained predictions per image, by task."""
@@ -135,8 +137,8 @@ def benchmark(
     adapter = adapt(model, target_layers=target_layers, **adapter_options)
     counts = {"top_k": top_k, "batch_size": batch_size, "limit": limit, "resamples": resamples}
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} of at least 1; got {value}")
+        if value is not None:
+            check_count(value, name)
     truth, truth_notes = _load_annotations(adapter, images, annotations, class_map, box_format)
     samples, sample_notes = collect_samples(images, truth)
     metric_specs = make_metric_specs(
@@ -221,8 +223,8 @@ def _load_annotations(
     if annotations is None:
         return None, []
     if not isinstance(annotations, Annotations):
-        folder = Path(annotations).parent if images is None else images
-        if not isinstance(folder, (str, Path)) or not Path(folder).is_dir():
+        folder = with_home(annotations).parent if images is None else images
+        if not isinstance(folder, (str, Path)) or not is_folder(with_home(folder)):
             got = folder if isinstance(folder, (str, Path)) else type(folder).__name__
             raise ValueError(
                 "expected images as the folder that contains the annotated files; got "

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import typer
@@ -61,8 +62,8 @@ def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Ca
     ]
 
     def callback(**values: Any) -> None:
-        settings = options(**values)
-        with one_line_errors(settings.debug):
+        with one_line_errors(values["debug"]):
+            settings = options(**{name: _with_home(value) for name, value in values.items()})
             settings.check_paths()
             import_modules(settings.imports or [])
             with settings.context():
@@ -72,6 +73,15 @@ def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Ca
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return callback
+
+
+def _with_home(value: Any) -> Any:
+    """Replace ``~`` in a path by the home folder: not all shells do, as after ``--out=``."""
+    if not isinstance(value, Path):
+        return value
+    from detcam.utils.files import with_home  # imports NumPy
+
+    return with_home(value)
 
 
 class OneLineErrorGroup(TyperGroup):

@@ -229,7 +229,7 @@ def load_images(images: ImageLike | Sequence[ImageLike], **options: Any) -> list
     """Read one image or a list of them; sizes are free. A 4-d tensor counts as a list.
 
     Args:
-        images: images, folders, or patterns with ``*``.
+        images: images, folders, or patterns with ``*``, ``?`` or ``[...]``.
         **options: as in `load_image`.
 
     Raises:

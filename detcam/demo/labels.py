@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, HarborScene
-from detcam.utils.files import replace_file
+from detcam.utils.files import replace_file, with_home
 from detcam.visualize.overlay import save_image
 
 
@@ -26,7 +26,7 @@ def write_coco(folder: str | Path, scenes: Sequence[HarborScene], *, images: str
     Returns:
         Path of the JSON file.
     """
-    folder = Path(folder)
+    folder = with_home(folder)
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes, 1):

@@ -22,7 +22,7 @@ from detcam.explanation.explain import explain
 from detcam.methods import ReachCAM
 from detcam.runs import RUN_FOLDER
 from detcam.synthetic.harbor import DEMO_NAMES, DEMO_SEEDS, draw_scene
-from detcam.utils.files import is_audit
+from detcam.utils.files import is_audit, with_home
 from detcam.visualize.overlay import save_image
 
 METHOD = partial(ReachCAM, steps=20)
@@ -41,7 +41,7 @@ def run_demo(out: str | Path, *, console: Console | None = None) -> tuple[DemoFa
     Returns:
         The false positives beside wakes, in the order of the scenes.
     """
-    out = Path(out)
+    out = with_home(out)
     messages = DemoMessages(console)
     messages.introduction()
     detector = load_demo_detector()

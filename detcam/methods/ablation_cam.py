@@ -12,6 +12,7 @@ from detcam.layers import LayersLike
 from detcam.perturbation.base import ImageScorer, WeightedCAM
 from detcam.perturbation.replay import LayerReplay, layer_replays
 from detcam.trace import ReshapeTransform
+from detcam.utils.batching import check_count
 from detcam.utils.precision import to_float64
 from detcam.utils.warnings import warn
 
@@ -59,8 +60,7 @@ class AblationCAM(WeightedCAM):
     ) -> None:
         if not 0 < ratio_channels_to_ablate <= 1:
             raise ValueError(f"expected ratio_channels_to_ablate in (0, 1]; got {ratio_channels_to_ablate}")
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1; got {batch_size}")
+        check_count(batch_size)
         if ablation_layer is not None:
             warn("AblationCAM ablates every kind of layer itself; ablation_layer is not used", UserWarning)
         super().__init__(model, target_layers, reshape_transform)

@@ -22,7 +22,7 @@ from detcam.results import value_of
 from detcam.segmenter_output import SegmenterOutput
 from detcam.targets import ClassifierOutputTarget, ClassTarget, MaskTarget
 from detcam.trace import guarded
-from detcam.utils.batching import batch_slices
+from detcam.utils.batching import batch_slices, check_count
 from detcam.utils.precision import work_dtype
 
 Protocol = Literal["pinned", "matched", "odam", "vps", "drise"]
@@ -42,12 +42,12 @@ def check_scoring(protocol: str, batch_size: int | None) -> None:
     """Check the settings with which changed images are scored.
 
     Raises:
-        ValueError: unknown protocol, or a batch size below 1.
+        ValueError: unknown protocol, or a batch size that is no int of at least 1.
     """
     if protocol not in get_args(Protocol):
         raise ValueError(f"expected protocol to be one of {', '.join(get_args(Protocol))}; got {protocol!r}")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"expected batch_size of at least 1, or None; got {batch_size!r}")
+    if batch_size is not None:
+        check_count(batch_size)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import TypeVar
 
 from detcam.utils.files import is_storage_error
@@ -13,14 +14,19 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+def check_count(value: object, name: str = "batch_size") -> None:
+    """Raise ValueError unless an argument is an int, also of NumPy, of at least 1."""
+    if not isinstance(value, Integral) or int(value) < 1:
+        raise ValueError(f"expected {name} as an int of at least 1; got {value!r}")
+
+
 def batch_slices(count: int, size: int) -> Iterator[slice]:
     """Split the range from 0 to `count` into slices of at most `size`.
 
     Raises:
-        ValueError: `size` is below 1.
+        ValueError: `size` is no int of at least 1.
     """
-    if size < 1:
-        raise ValueError(f"expected batch_size of at least 1; got {size}")
+    check_count(size)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 

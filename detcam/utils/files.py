@@ -46,7 +46,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def with_home(path: str | Path) -> Path:
+def with_home(path: str | os.PathLike[str]) -> Path:
     """Return a path with ``~`` at its beginning replaced by the home folder; a name such as ``~draft.png`` is none."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises an error for such a name
 

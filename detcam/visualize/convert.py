@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from detcam.utils.console import did_you_mean
-from detcam.utils.files import replace_file
+from detcam.utils.files import replace_file, with_home
 from detcam.utils.opencv import cv2
 
 ImageArray: TypeAlias = NDArray[np.uint8]
@@ -228,7 +228,7 @@ def save_image(path: str | os.PathLike[str], array: PixelsLike) -> Path:
         TypeError: `array` is not an image.
         ValueError: the suffix is unknown, or the shape or values are not those of an image.
     """
-    path = Path(path)
+    path = with_home(path)
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"cannot save {path.name!r}: the suffix must be one of {', '.join(FORMATS)}")

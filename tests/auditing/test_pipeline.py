@@ -167,10 +167,11 @@ def test_a_random_sample_gives_the_shares_of_the_causes(
     assert report(found)["inventory"] == [share.to_json() for share in found.inventory]
     print_summary(found)
     assert f"  {found.inventory[0].sentence}" in capsys.readouterr().out.splitlines()
-    wrong = {"explain_order": "area", "batch_size": 0, "explain": 1.5, "explain_missed": -1, "sample_seed": -1}
-    for name, value in wrong.items():
-        with pytest.raises(ValueError, match=f"expected {name} "):
-            run(adapter, scenes, None, **{name: value})
+    wrong = {"explain_order": ["area"], "batch_size": [0, 1.5, "4"], "explain": [1.5]}
+    for name, values in {**wrong, "explain_missed": [-1], "sample_seed": [-1]}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"expected {name} .* got {value!r}"):
+                run(adapter, scenes, None, **{name: value})
 
 
 def test_unexplained_errors_are_assigned_to_causes(

@@ -374,8 +374,8 @@ def test_batch_size_applies_to_every_method(tmp_path: Path) -> None:
     assert found.row("mine").scores["left_half"].mean == default.row("mine").scores["left_half"].mean
     assert set(sizes[: len(sizes) // 2]) == {DrawnMaps(harbor_detector(), slope).batch_size} and sizes[-1] == 3
     assert compare(images, tmp_path / "out", methods=methods, controls=False, batch_size=5).computed == 1
-    with pytest.raises(ValueError, match="batch_size of at least 1"):
-        compare(images, methods=methods, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size as an int of at least 1; got '4'"):
+        compare(images, methods=methods, batch_size="4")
 
 
 def test_model_is_restored(tmp_path: Path) -> None:

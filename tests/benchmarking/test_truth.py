@@ -87,7 +87,11 @@ def test_box_matches_the_overlapping_object_of_its_class(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_only_annotated_images_are_used_and_false_positives_are_reported(tmp_path: Path) -> None:
+def test_only_annotated_images_are_used_and_false_positives_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
     folder = write_scenes(tmp_path / "in", SEEDS[:3])
     adapter = harbor_detector()
     names = [f"scene-{seed:02d}.png" for seed in SEEDS[:2]]
@@ -107,7 +111,7 @@ def test_only_annotated_images_are_used_and_false_positives_are_reported(tmp_pat
 
     methods = {"box": lambda adapter: DrawnMaps(adapter, box_map)}
     found = benchmark(
-        adapter, folder, methods, ["pointing_game", "energy_pointing_game"], path, controls=False, top_k=20
+        adapter, "~/in", methods, ["pointing_game", "energy_pointing_game"], "~/truth.json", controls=False, top_k=20
     )
     detected = [len(adapter.predict(folder / name, score_threshold=0.3)[0]) for name in names]
     own = found.row("box").scores["energy_pointing_game"]

@@ -68,8 +68,9 @@ def test_listed_layers_can_be_explained(detcam_command: Command, tmp_path: Path)
 def test_demo_gets_its_folder(detcam_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Path] = []
     monkeypatch.setattr("detcam.demo.run.run_demo", given.append)
-    assert detcam_command("demo", "--out", "there")[0] == 0
-    assert given == [Path("there")]
+    for folder in ("there", "~/there"):
+        assert detcam_command("demo", "--out", folder)[0] == 0
+    assert given == [Path("there"), Path.home() / "there"]
 
 
 def test_help_version_and_unknown_commands(detcam_command: Command) -> None:

@@ -49,6 +49,7 @@ def test_help_and_version_import_no_heavy_library() -> None:
     assert all("detcam" in text for text in found[:-1:3])
 
 
+HOME = Path.home()
 MODEL = ("--model", "resnet18")
 QUICK: list[tuple[tuple[str, ...], str]] = [
     (("methods",), "gradcam"),
@@ -63,6 +64,10 @@ QUICK: list[tuple[tuple[str, ...], str]] = [
     (("benchmark", *MODEL, "--images", "a?.png", "--weights", "w.pth"), "no checkpoint file at w.pth"),
     (("compare", "old", "new"), "old has no file audit.json"),
     (("repair", "nosuch"), "nosuch has no file audit.json"),
+    (("audit", *MODEL, "--images", "~/nosuch"), f"no folder of images at {HOME / 'nosuch'}"),
+    (("audit", *MODEL, "--images", ".", "--annotations", "~/a.json"), f"no annotation file at {HOME / 'a.json'}"),
+    (("compare", "~/old", "new"), f"{HOME / 'old'} has no file audit.json"),
+    (("repair", "~/nosuch"), f"{HOME / 'nosuch'} has no file audit.json"),
 ]
 
 

@@ -304,7 +304,7 @@ def test_batch_sizes_below_one_are_refused(size: int) -> None:
         lambda: explain(adapter, images, batch_size=size),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=f"batch_size of at least 1; got {size}"):
+        with pytest.raises(ValueError, match=f"batch_size as an int of at least 1; got {size}"):
             call()
 
 

@@ -151,7 +151,7 @@ def test_sizes_become_integers_of_python(size: object) -> None:
     assert sides in ((64,), (64, 96)) and {type(side) for side in sides} == {int}
 
 
-@pytest.mark.parametrize("size", [0, -5, "64", 64.0, True, (64,), (64, 64, 3), (0, 5), (64, None)])
+@pytest.mark.parametrize("size", [0, -5, "64", 64.0, True, (64,), (64, 64, 3), (0, 5), (64, None), np.array(64)])
 def test_other_sizes_are_refused(size: object) -> None:
     with pytest.raises(ValueError, match=r"expected image_size as \(height, width\)"):
         checked_size(size)

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from detcam.data.images import load_image, load_images, to_uint8
+from detcam.demo.labels import write_coco
 from detcam.explanation.image_files import find_images
 from detcam.runs import lock_folder
+from detcam.visualize.overlay import save_image
 
 ARRAY = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -38,6 +40,9 @@ def test_the_home_folder_has_a_sign_and_names_may_begin_with_it(
     assert len(load_images(["~/a.png", "~draft.png", "~/*.png"])) == 4
     with lock_folder("~/out") as out:
         assert out == tmp_path / "out" and out.is_dir()
+    assert save_image("~/new/b.png", ARRAY) == tmp_path / "new" / "b.png" == find_images(["~/new"])[0]
+    labels = write_coco("~/out", [])
+    assert labels == out / "annotations.json" and labels.is_file()
     assert find_images(["~/a.png", "~draft.png"]) == [tmp_path / "a.png", Path("~draft.png")]
 
 

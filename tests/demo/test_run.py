@@ -129,12 +129,14 @@ def test_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoOutput, DemoOutput]:
-    """Two runs with one scene in the same folder, in a narrow terminal; the folder's path is relative, and short."""
+    """Two runs with one scene in the same folder, in a narrow terminal; the first path is relative, and short."""
     folder = tmp_path_factory.mktemp("twice")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("detcam.demo.run.DEMO_SEEDS", DEMO_SEEDS[:1])
-        first, second = (DemoOutput(folder / "out", *capture_demo("out", width=48)) for _ in range(2))
+        for variable in ("HOME", "USERPROFILE"):
+            patch.setenv(variable, str(folder))
+        first, second = (DemoOutput(folder / "out", *capture_demo(path, width=48)) for path in ("out", "~/out"))
     return first, second
 
 
@@ -142,6 +144,7 @@ def test_second_run_in_the_same_folder(two_runs: tuple[DemoOutput, DemoOutput]) 
     first, second = ([item.early_layer.wake for item in run.false_positives] for run in two_runs)
     assert len(first) > 0 and first == second
     assert (two_runs[1].folder / "report" / "index.html").exists()
+    assert {path.name for path in two_runs[1].folder.parent.iterdir()} == {"out"}, "~ is the home folder"
 
 
 def test_each_scene_has_a_figure_with_a_row_per_false_positive(output: DemoOutput) -> None:

@@ -181,8 +181,8 @@ def test_batch_size_is_the_methods_own_by_default(classifier: Adapter) -> None:
     finally:
         handle.remove()
     assert sizes == [3, 2, 4, 1]
-    with pytest.raises(ValueError, match="batch_size of at least 1; got 0"):
-        explain(classifier, images, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size as an int of at least 1; got 1.5"):
+        explain(classifier, images, batch_size=1.5)  # type: ignore[arg-type]
 
 
 def test_iteration_and_indexing_yield_explanations_of_single_targets(adapter: Adapter) -> None:

@@ -28,8 +28,10 @@ def unlabeled_images(adapter: Adapter, images: str | Path | Sequence[str | Path]
         ValueError: there is no image that can be read.
     """
     listed = [images] if isinstance(images, (str, Path)) else list(images)
-    # Absolute paths alone have a common folder in any case.
+    # Absolute paths have a common folder, unless they lie on two drives of Windows.
     paths = [with_home(path).absolute() for path in expand_paths([str(path) for path in listed])]
+    if not paths:
+        raise ValueError("expected images: a folder, a file, or a list of these; got an empty list")
     root = Path(os.path.commonpath([path.parent for path in paths]))
     found = Packed[GroundTruth]()
     issues: list[DataIssue] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from detcam.auditing.case import AuditCase
 from detcam.auditing.exports.fiftyone_dataset import fiftyone_dataset, make_sample
 from detcam.auditing.report.report_data import ReportData, ReportImage
+from detcam.auditing.result import Audit
 from tests.auditing.report.made_up import make_images, write
 
 
@@ -115,6 +117,14 @@ def test_dataset_in_a_database(data: ReportData) -> None:
             fiftyone_dataset(data.folder, name="detcam-test")
     finally:
         dataset.delete()
+
+
+def test_images_below_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("detcam.auditing.result.fiftyone_dataset", lambda *values, **_: given.extend(values))
+    audit: Any = SimpleNamespace(report=Path("report/index.html"))
+    Audit.to_fiftyone(audit, images="~/photos")
+    assert given == [Path("report"), Path.home() / "photos", None]
 
 
 def test_what_is_missing_is_named(data: ReportData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,8 @@ def test_images(adapter: Adapter, folder: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "bad.png").write_bytes(b"x")
     with pytest.raises(ValueError, match="none of the 1 files can be read"):
         unlabeled_images(adapter, tmp_path / "bad.png")
+    with pytest.raises(ValueError, match="expected images.* got an empty list"):
+        unlabeled_images(adapter, [])
     with pytest.raises(TypeError, match="folder of the annotated images"):
         detcam.audit(adapter, [image], folder / "labels.json")
 
