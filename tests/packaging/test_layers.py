@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from os.path import commonprefix
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,20 @@ def test_no_cyclic_imports(graph: dict[str, list[tuple[str, int]]]) -> None:
         if module not in state:
             visit(module, (module,))
     assert not circles, "\n".join(circles)
+
+
+def test_packages_beside_one_another_do_not_import_in_a_circle(graph: dict[str, list[tuple[str, int]]]) -> None:
+    packages = {name for name, file in modules().items() if file.name == "__init__.py"}
+    imported: dict[str, set[str]] = {}
+    for module, found in graph.items():
+        for target, _ in found:
+            ours, theirs = module.split("."), target.split(".")
+            shared = len(commonprefix([ours, theirs]))
+            one, other = ".".join(ours[: shared + 1]), ".".join(theirs[: shared + 1])
+            if one != other and {one, other} <= packages:
+                imported.setdefault(one, set()).add(other)
+    assert "detcam.auditing.verification" in imported["detcam.auditing.report"] | imported["detcam.auditing.grouping"]
+    TopologicalSorter(imported).prepare()  # raises a CycleError that names the packages
 
 
 def test_the_package_has_few_modules_and_packages_at_its_top() -> None:

@@ -40,7 +40,6 @@ import detcam
 from detcam.adapters import Adapter, adapt
 from detcam.auditing import Audit, AuditCase
 from detcam.auditing.grouping.inventory import UNTESTED_KINDS, VERIFICATION_RATES
-from detcam.auditing.grouping.proportions import Rates, corrected_share
 from detcam.benchmarking.planted import certification, detectors
 from detcam.benchmarking.planted.training_cache import PLAIN, TrainingCache
 from detcam.demo.labels import write_coco
@@ -49,6 +48,7 @@ from detcam.synthetic.harbor import BOAT_LABEL, DEMO_NAMES, draw_scene
 from detcam.synthetic.shortcut_scenarios import SHORTCUTS, ScenarioName, Split
 from detcam.synthetic.shortcuts import ShortcutScene, draw_shortcut_scene
 from detcam.utils.batching import group_by
+from detcam.utils.proportions import Rates, corrected_share
 from tests.peers.measure_compare import write_coco_scenes
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

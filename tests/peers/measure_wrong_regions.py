@@ -36,9 +36,9 @@ from detcam.auditing.verification.evidence import box_region
 from detcam.benchmarking.planted.audit_check import PrecomputedMaps, error_image, false_causes, grade_of_region
 from detcam.benchmarking.planted.certification import certify_cases
 from detcam.benchmarking.planted.detectors import detector_families
-from detcam.benchmarking.planted.hit_metrics import wilson_interval
 from detcam.benchmarking.planted.planted_errors import MIN_SCORE
 from detcam.benchmarking.planted.training_cache import TrainingCache, detector_name
+from detcam.utils.proportions import wilson_interval
 from tests.peers.measure_photographs import CLASS_MAPS, PHOTOGRAPHS, SCORE_THRESHOLD, build
 
 NEAR = 0.1

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from detcam.benchmarking.planted.hit_metrics import wilson_interval
 from detcam.benchmarking.planted.results import MethodRow
 from detcam.benchmarking.planted.run import benchmark_planted
 from detcam.detections import Detections
@@ -37,6 +36,7 @@ from detcam.methods.spec import parse_method
 from detcam.synthetic.shortcut_scenarios import NAMES
 from detcam.targets import BoxTarget
 from detcam.utils.markdown import markdown_table
+from detcam.utils.proportions import wilson_interval
 
 DRISE_MASKS, DRISE_GRID, DRISE_PROBABILITY = 200, 8, 0.5  # those of xaitk-saliency's example
 OCCLUSION_WINDOW, OCCLUSION_STRIDE = (3, 15, 15), (3, 8, 8)  # those of captum's tutorial for images

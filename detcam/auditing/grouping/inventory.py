@@ -11,10 +11,10 @@ import numpy as np
 
 from detcam.auditing.case import EVIDENCE_KINDS, AuditCase, EvidenceKind
 from detcam.auditing.case_table import explained_cases
-from detcam.auditing.grouping.proportions import Rates, corrected_share
 from detcam.auditing.verification.verdict import WRONG_CONFIRMED, WRONG_REGIONS
 from detcam.utils.batching import group_by
 from detcam.utils.files import json_value
+from detcam.utils.proportions import Rates, corrected_share
 
 MIN_SAMPLE = 10
 """Minimum number of explained errors of a class, to estimate its shares."""

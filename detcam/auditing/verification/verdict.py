@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detcam.auditing.case import Grade, Intervention, Trial
-from detcam.auditing.grouping.proportions import interval_center
 from detcam.utils.console import plural
+from detcam.utils.proportions import interval_center
 
 MIN_STRONG_EFFECT = 0.5
 """Minimum effect of a strong verdict."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,6 @@ MAX_RANK = 10
 """Number of local maxima that are searched for the cause."""
 MIN_PEAK_DISTANCE = 0.08
 """Smallest distance of two local maxima, as a share of the image's longer side."""
-Z_95 = 1.959964
-"""Two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +118,3 @@ def summarize_hits(hits: Sequence[MapHit], passes: float) -> HitSummary:
 def mean_or_nan(values: Sequence[float]) -> float:
     """The mean of numbers; NaN without numbers."""
     return sum(values) / len(values) if values else float("nan")
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of Wilson for a share of independent cases; NaN without cases.
-
-    Args:
-        share: observed share, in [0, 1].
-        count: number of cases.
-
-    Example:
-        >>> from detcam.benchmarking.planted.hit_metrics import wilson_interval
-        >>> low, high = wilson_interval(0.5, 10)
-        >>> round(low, 3), round(high, 3)
-        (0.237, 0.763)
-    """
-    if not count:
-        return float("nan"), float("nan")
-    spread = Z_95**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z_95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / count / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)

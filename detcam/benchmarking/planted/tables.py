@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from detcam.benchmarking.planted.cases import SeedSet
-from detcam.benchmarking.planted.hit_metrics import HitSummary, summarize_hits, wilson_interval
+from detcam.benchmarking.planted.hit_metrics import HitSummary, summarize_hits
 from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow, PlantedResults
 from detcam.benchmarking.planted.run import CONTROLS
 from detcam.utils.batching import group_by
 from detcam.utils.console import make_table
 from detcam.utils.markdown import markdown_table
+from detcam.utils.proportions import wilson_interval
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ import pytest
 
 from detcam.auditing.case import AuditCase, EvidenceKind
 from detcam.auditing.grouping.inventory import CauseShare, estimate_shares
-from detcam.auditing.grouping.proportions import Rates
+from detcam.utils.proportions import Rates
 from tests.auditing.grouping.cases import make_case
 
 EXACT = Rates()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from detcam.auditing.grouping.proportions import Rates, corrected_share
+from detcam.utils.proportions import Rates, corrected_share, interval_center, wilson_interval
 
 
 def test_share_and_interval_of_a_small_sample_are_near_those_of_wilson() -> None:
@@ -18,6 +18,9 @@ def test_share_and_interval_of_a_small_sample_are_near_those_of_wilson() -> None
         assert share == pytest.approx(count / size)
         assert low <= wilson.low + 1e-9 and high >= wilson.high - 1e-9, "never narrower"
         assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=0.05)
+        assert wilson_interval(count / size, size) == pytest.approx((wilson.low, wilson.high))
+        assert interval_center(count, size) == pytest.approx((wilson.low + wilson.high) / 2)
+    assert np.isnan(wilson_interval(math.nan, 0)).all(), "no cases"
 
 
 def test_rogan_gladen() -> None:

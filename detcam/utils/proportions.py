@@ -84,9 +84,29 @@ def corrected_share(
     return value, np.minimum(low, value), np.maximum(high, value)
 
 
-def interval_center(count: int, size: int) -> float:
+def interval_center(count: float, size: float) -> float:
     """The center of Wilson's 95 % interval of a share. It is above 0 even if none of the cases is positive."""
     return (count + Z**2 / 2) / (size + Z**2)
+
+
+def wilson_interval(share: float, size: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of independent cases; NaN without cases.
+
+    Args:
+        share: observed share, in [0, 1].
+        size: number of cases.
+
+    Example:
+        >>> from detcam.utils.proportions import wilson_interval
+        >>> low, high = wilson_interval(0.5, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.237, 0.763)
+    """
+    if not size:
+        return math.nan, math.nan
+    center = interval_center(share * size, size)
+    half = Z * math.sqrt(size * share * (1 - share) + Z**2 / 4) / (size + Z**2)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def _effective_size(size: Values, population: Values) -> Values:
