@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+
+from detcam.synthetic.harbor import draw_scene
 
 GRAY = 120
 INFERNO_HOT, INFERNO_COLD = (252, 255, 164), (0, 0, 4)  # the published ends of the colormap
+
+harbor_scene = functools.cache(draw_scene)
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from detcam.benchmarking.statistics import Estimate, Row
 from detcam.utils.console import make_table
 from detcam.utils.files import csv_cell, json_number
-from detcam.utils.markdown import markdown_table
+from detcam.utils.markdown import markdown_table, plain_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,12 +73,13 @@ def terminal_text(rows: Sequence[Row], signs: Mapping[str, int], title: str, wid
 
 def markdown_text(rows: Sequence[Row], signs: Mapping[str, int]) -> str:
     """Format the table in Markdown."""
-    columns = _columns(signs)
+    columns = [plain_line(column) for column in _columns(signs)]
     return markdown_table(columns, [_markdown_cells(row, signs) for row in rows], right=columns[1:]) + "\n"
 
 
 def _markdown_cells(row: Row, signs: Mapping[str, int]) -> list[str]:
-    cells = [row.name if row.kind == "method" else f"*{row.name}*"]
+    name = plain_line(row.name)
+    cells = [name if row.kind == "method" else f"*{name}*"]
     for metric in signs:
         score = row.scores[metric]
         mean = f"**{format_number(score.mean)}**" if metric in row.tied else format_number(score.mean)

@@ -62,7 +62,7 @@ def make_callback(options: type[OptionsT], run: Callable[[OptionsT], int]) -> Ca
     ]
 
     def callback(**values: Any) -> None:
-        with one_line_errors(values["debug"]):
+        with one_line_errors(values["debug"], has_limit=values.get("max_memory") is not None):
             settings = options(**{name: _with_home(value) for name, value in values.items()})
             settings.check_paths()
             import_modules(settings.imports or [])
@@ -144,10 +144,14 @@ def _discard_output() -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors(debug: bool) -> Iterator[None]:
+def one_line_errors(debug: bool, *, has_limit: bool = False) -> Iterator[None]:
     """Report an error on stderr and exit with 2, or with 130 after Ctrl-C; report warnings at the end.
 
     An error takes one line, unless it shows lines of code to write.
+
+    Args:
+        debug: whether an error keeps its traceback.
+        has_limit: whether the user limits the memory, so that a lack of it may be the limit's.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -167,7 +171,8 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             if debug or not (isinstance(error, ERRORS) or is_short_of_memory):
                 raise
             if is_short_of_memory:
-                error = RuntimeError(f"memory does not suffice; allow more (--max-memory) ({error or 'MemoryError'})")
+                remedy = "allow more (--max-memory)" if has_limit else "end other programs to free some"
+                error = RuntimeError(f"memory does not suffice; {remedy} ({str(error) or type(error).__name__})")
             _fail(error)
         finally:
             _print_warnings(caught, is_done)

@@ -11,6 +11,8 @@ from detcam.utils.text import without_controls
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()) -> str:
     """Format a table in Markdown, one line per row, with pipes in the cells escaped.
 
+    Cells are Markdown: names of users go through `plain_line`.
+
     Args:
         columns: the headings.
         rows: the cells of each row.

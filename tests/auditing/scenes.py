@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from detcam.demo.labels import write_coco
-from detcam.synthetic.harbor import draw_scene
-
-drawn = functools.cache(draw_scene)
+from tests.drawn import harbor_scene
 
 
 def write_scenes(folder: Path, seeds: Iterable[int]) -> Path:
@@ -18,7 +15,7 @@ def write_scenes(folder: Path, seeds: Iterable[int]) -> Path:
 
     Categories have other ids than the detector's classes, as in most data sets.
     """
-    path = write_coco(folder, [drawn(seed) for seed in seeds])
+    path = write_coco(folder, [harbor_scene(seed) for seed in seeds])
     data = json.loads(path.read_text())
     for entry in data["annotations"]:
         entry["category_id"] *= 10

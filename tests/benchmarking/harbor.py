@@ -19,7 +19,8 @@ from detcam.adapters.base import Adapter
 from detcam.cam import BaseCAM
 from detcam.data.images import load_images, to_uint8
 from detcam.demo.model import load_demo_detector
-from detcam.synthetic.harbor import DEMO_NAMES, HarborScene, draw_scene
+from detcam.synthetic.harbor import DEMO_NAMES, HarborScene
+from tests.drawn import harbor_scene
 
 SEEDS = (28, 3, 31, 10, 42, 45, 7, 12)
 METRICS = ("insertion:steps=10", "deletion:steps=10")
@@ -29,13 +30,10 @@ def harbor_detector() -> Adapter:
     return adapt(load_demo_detector(), names=DEMO_NAMES)
 
 
-drawn = functools.cache(draw_scene)
-
-
 @functools.cache
 def scene_png(seed: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(drawn(seed).image).save(file, format="PNG")
+    Image.fromarray(harbor_scene(seed).image).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -80,7 +78,7 @@ class DrawnMaps(BaseCAM, abstract=True):
 
 def scene_of(image: Tensor, seeds: tuple[int, ...] = SEEDS) -> HarborScene:
     pixels = to_uint8(image)
-    return next(scene for scene in map(drawn, seeds) if np.array_equal(scene.image, pixels))
+    return next(scene for scene in map(harbor_scene, seeds) if np.array_equal(scene.image, pixels))
 
 
 def truth(image: Tensor, target: Any) -> np.ndarray:

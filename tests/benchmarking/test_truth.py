@@ -14,7 +14,8 @@ from detcam.benchmarking.samples import annotated_regions, collect_samples
 from detcam.data.annotations import Annotations
 from detcam.detections import Detections, Source
 from detcam.targets import BoxTarget, ClassTarget
-from tests.benchmarking.harbor import SEEDS, DrawnMaps, draw_scene, harbor_detector, write_scenes
+from tests.benchmarking.harbor import SEEDS, DrawnMaps, harbor_detector, write_scenes
+from tests.drawn import harbor_scene
 
 
 def coco(folder: Path, annotations: list[dict[str, Any]], files: list[str]) -> Path:
@@ -95,7 +96,7 @@ def test_only_annotated_images_are_used_and_false_positives_are_reported(
     folder = write_scenes(tmp_path / "in", SEEDS[:3])
     adapter = harbor_detector()
     names = [f"scene-{seed:02d}.png" for seed in SEEDS[:2]]
-    scene = draw_scene(SEEDS[0])
+    scene = harbor_scene(SEEDS[0])
     objects = [
         {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": int(label)}
         for (x1, y1, x2, y2), label in zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True)

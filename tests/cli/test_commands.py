@@ -114,20 +114,39 @@ def test_problems_of_data_are_noted_unless_the_results_list_them(capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "shown"),
     [
-        MemoryError(),
-        cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"),
-        pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+        (MemoryError(), "MemoryError"),
+        (cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"), None),
+        (pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"), None),
     ],
     ids=["Python", "OpenCV", "pyarrow"],
 )
-def test_a_lack_of_memory_in_any_library_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
-    with pytest.raises(typer.Exit) as caught, one_line_errors(debug=False):
-        raise error
-    assert caught.value.exit_code == 2 and capsys.readouterr().err.startswith("detcam: memory does not suffice; allow")
+def test_a_lack_of_memory_in_any_library_is_one_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, shown: str | None
+) -> None:
+    remedies = {True: "allow more (--max-memory)", False: "end other programs to free some"}
+    for has_limit, remedy in remedies.items():
+        with pytest.raises(typer.Exit) as caught, one_line_errors(debug=False, has_limit=has_limit):
+            raise error
+        printed = capsys.readouterr().err
+        assert (
+            caught.value.exit_code == 2 and printed == f"detcam: memory does not suffice; {remedy} ({shown or error})\n"
+        )
     with pytest.raises(KeyError), one_line_errors(debug=False):
         raise KeyError("a fault of the program keeps its traceback")
+
+
+@pytest.mark.parametrize("limit", [["--max-memory", "8G"], []], ids=["limit", "no limit"])
+def test_a_lack_of_memory_names_the_limit_that_was_set(
+    detcam_command: Command, monkeypatch: pytest.MonkeyPatch, limit: list[str]
+) -> None:
+    def fail(*_: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("detcam.cli.options.ModelOptions.load", fail)
+    code, _, err = detcam_command("layers", *CLASSIFIER, *limit)
+    assert code == 2 and ("--max-memory" in err) == bool(limit), err
 
 
 def test_target_layers_separated_by_commas(detcam_command: Command, tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from detcam.auditing.remedies.remedies import GroupRemedy, Repair, readme
+from detcam.benchmarking.planted.results import MethodRow, PlantedResults
+from detcam.benchmarking.planted.tables import NO_HITS, markdown_tables
 from detcam.benchmarking.result import Benchmark
+from detcam.benchmarking.statistics import Estimate, Row
 from detcam.cli.app import app
 from detcam.explanation.writer import EXPLANATIONS_FILE, read_index
 from detcam.utils.files import csv_cell, slug, utf8_bytes
-from detcam.utils.markdown import markdown_table
 from tests.cli.files import CLASSIFIER, Command, read_entries, save_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -98,12 +101,16 @@ def test_files_that_one_reads_in_a_terminal_have_no_control_characters_html_or_l
     plain = r"a\x1b[31m\u202e\x9b <b>[x](y) " + "\U0001f469\u200d\U0001f680"  # the emoji stays whole
     markup = r"a\\x1b\[31m\\u202e\\x9b \<b>\[x](y) " + "\U0001f469\u200d\U0001f680"
     assert csv_cell(name) == plain and csv_cell("\t=1") == r"'\t=1"
-    assert markdown_table([name], []).splitlines()[0] == f"| {plain} |"
     remedy = GroupRemedy(0, name, "review boxes", "", name, 0.5, ("a",), {name: 1}, "")
     text = readme(Repair((remedy,), {"review boxes": 1}, Path()))
     assert text.count(markup) == 3 and "<b>[" not in text
-    result = Benchmark((), {}, (name,), name, "", 1, 1, (), {})
-    assert result.to_markdown().count(markup) == 2
+    estimate = Estimate(0.5, 0.4, 0.6, 2, 2, 0)
+    kinds: tuple[Literal["method", "control"], ...] = ("method", "control")
+    rows = tuple(Row(name, kind, {name: estimate}, frozenset(), 1, 0, 1, 1, 0) for kind in kinds)
+    result = Benchmark(rows, {name: 1}, (name,), name, "", 1, 1, (), {})
+    assert result.to_markdown().count(markup) == 5 and "<b>[" not in result.to_markdown()
+    planted = PlantedResults((), (MethodRow("fcos", "context", "development", name, NO_HITS),), ())
+    assert f"| {markup} | fcos |" in markdown_tables(planted) and "<b>[" not in markdown_tables(planted)
 
 
 def test_texts_of_any_bytes_are_written() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ from rich.console import Console
 from detcam.demo.evidence import WAKE_MARGIN, DemoFalsePositive, dilate
 from detcam.demo.run import run_demo
 from detcam.explanation.writer import read_heatmap
-from detcam.synthetic.harbor import DEMO_SEEDS, draw_scene
-
-scene_of = cache(draw_scene)
+from detcam.synthetic.harbor import DEMO_SEEDS
+from tests.drawn import harbor_scene
 
 
 @dataclass
@@ -46,7 +44,7 @@ def capture_demo(folder: str | Path, width: int) -> tuple[tuple[DemoFalsePositiv
 
 
 def test_every_boatless_wake_causes_a_certified_false_positive(output: DemoOutput) -> None:
-    wakes = {(seed, wake) for seed in DEMO_SEEDS for wake in scene_of(seed).ghost_boxes_xyxy}
+    wakes = {(seed, wake) for seed in DEMO_SEEDS for wake in harbor_scene(seed).ghost_boxes_xyxy}
     assert {(item.seed, item.wake) for item in output.false_positives} == wakes
     assert all(item.certification.certified for item in output.false_positives)
     assert f"The wake beside the box causes {len(wakes)} of {len(wakes)} false boats" in output.text
@@ -69,7 +67,7 @@ def test_heat_fractions_match_the_saved_heatmaps(output: DemoOutput) -> None:
         target = by_name[f"scene-{item.seed}.png"]["targets"][item.index]
         assert target["score"] == pytest.approx(item.score, abs=1e-5)
         heat = read_heatmap(output.folder / target["heatmap"])
-        wake = scene_of(item.seed).object(item.wake).mask
+        wake = harbor_scene(item.seed).object(item.wake).mask
         around = dilate(wake)
         x1, y1, x2, y2 = (round(value) for value in target["box_xyxy"])
         inside = beside = total = 0.0
@@ -97,7 +95,7 @@ def test_detection_counts_match_the_scenes(output: DemoOutput) -> None:
             rows[int(cells[0])] = [int(cell) for cell in cells[1:5]]
     assert set(rows) == set(DEMO_SEEDS)
     for seed, (total, boats, buoys, false) in rows.items():
-        scene = scene_of(seed)
+        scene = harbor_scene(seed)
         assert boats == len(scene.of_kind("boat"))
         assert buoys == len(scene.of_kind("buoy"))
         assert false == len(scene.ghost_boxes_xyxy)
@@ -107,11 +105,11 @@ def test_detection_counts_match_the_scenes(output: DemoOutput) -> None:
 def test_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
     labels = json.loads((output.folder / "annotations.json").read_text())
     assert {entry["file_name"] for entry in labels["images"]} == {f"scene-{seed}.png" for seed in DEMO_SEEDS}
-    assert len(labels["annotations"]) == sum(len(scene_of(seed).labels) for seed in DEMO_SEEDS)
+    assert len(labels["annotations"]) == sum(len(harbor_scene(seed).labels) for seed in DEMO_SEEDS)
     for entry in labels["annotations"]:
         seed = DEMO_SEEDS[entry["image_id"] - 1]
         x, y, width, height = entry["bbox"]
-        assert [x, y, x + width, y + height] in scene_of(seed).boxes_xyxy.tolist()
+        assert [x, y, x + width, y + height] in harbor_scene(seed).boxes_xyxy.tolist()
     audit = json.loads((output.folder / "report" / "audit.json").read_text())
     cases = [case for case in audit["cases"] if case["method"] and case["is_false_positive"]]
     assert {case["id"] for case in cases} == {
@@ -120,7 +118,9 @@ def test_audit_report_confirms_the_wakes(output: DemoOutput) -> None:
     for case in cases:
         seed = DEMO_SEEDS[case["image_id"] - 1]
         x, y = case["peak_xy"]
-        assert any(scene_of(seed).object(item.wake).mask[y, x] for item in output.false_positives if item.seed == seed)
+        assert any(
+            harbor_scene(seed).object(item.wake).mask[y, x] for item in output.false_positives if item.seed == seed
+        )
         assert (case["verdict"] in ("strong", "weak"), case["background_type"]) == (True, "context")
     assert f"confirms {len(cases)} of {len(cases)} causes" in output.text
     assert all(f"{group['sentence']}." in output.text for group in audit["groups"][:3])
@@ -150,12 +150,12 @@ def test_second_run_in_the_same_folder(two_runs: tuple[DemoOutput, DemoOutput]) 
 def test_each_scene_has_a_figure_with_a_row_per_false_positive(output: DemoOutput) -> None:
     for seed in DEMO_SEEDS:
         figure = np.array(Image.open(output.folder / f"scene-{seed}.png"))
-        rows = len(scene_of(seed).ghost_boxes_xyxy)
+        rows = len(harbor_scene(seed).ghost_boxes_xyxy)
         assert figure.shape[1] > 4 * 512
         assert figure.shape[0] > rows * 384
         assert figure.shape[0] < (rows + 0.3) * 480
         plain = np.array(Image.open(output.folder / "scenes" / f"scene-{seed}.png"))
-        np.testing.assert_array_equal(plain, scene_of(seed).image)
+        np.testing.assert_array_equal(plain, harbor_scene(seed).image)
 
 
 def test_lines_fit_the_terminal(two_runs: tuple[DemoOutput, DemoOutput]) -> None:

@@ -12,7 +12,7 @@ from detcam.benchmarking.planted.results import AuditRow, DetectorRow, MethodRow
 from detcam.benchmarking.planted.run import CONTROLS
 from detcam.utils.batching import group_by
 from detcam.utils.console import make_table
-from detcam.utils.markdown import markdown_table
+from detcam.utils.markdown import markdown_table, plain_line
 from detcam.utils.proportions import wilson_interval
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ def rich_tables(results: PlantedResults) -> list[Table]:
 
 def markdown_tables(results: PlantedResults) -> str:
     """Format the tables in Markdown."""
-    return "\n".join(
-        f"## {kind}\n\n"
-        f"{markdown_table(columns, table_rows(results, kind), right=_number_columns(kind))}\n\n"
-        f"{LEGENDS[kind]}\n"
-        for kind, columns in TABLE_COLUMNS.items()
-    )
+    sections = []
+    for kind, columns in TABLE_COLUMNS.items():
+        rows = [[plain_line(cell) for cell in row] for row in table_rows(results, kind)]
+        table = markdown_table(columns, rows, right=_number_columns(kind))
+        sections.append(f"## {kind}\n\n{table}\n\n{LEGENDS[kind]}\n")
+    return "\n".join(sections)
 
 
 def _method_totals(rows: Sequence[MethodRow]) -> list[MethodRow]:
