@@ -74,7 +74,15 @@ from detcam.explanation.reduction import draw_overlay, drawn_image, heatmap_at, 
 from detcam.outputs import DetectionTarget, as_target
 from detcam.rendering import HeatmapArray
 from detcam.runs import lock_folder
-from detcam.utils.files import json_document, json_number, read_json, remove_temporary_files, replace_file, slug
+from detcam.utils.files import (
+    json_document,
+    json_number,
+    read_json,
+    remove_temporary_files,
+    replace_file,
+    slug,
+    with_home,
+)
 from detcam.utils.opencv import cv2, decode_image, start_threads
 from detcam.utils.version import __version__
 from detcam.visualize.convert import TensorLike, as_array, encode_png, to_jpeg_bytes
@@ -308,7 +316,8 @@ def read_heatmap(path: str | Path, size_hw: tuple[int, int] | None = None) -> np
     Raises:
         ValueError: the file is not a 16-bit gray PNG, or TIFF with a page for each slice.
     """
-    if Path(path).suffix == ".tif":
+    path = with_home(path)
+    if path.suffix == ".tif":
         import tifffile
 
         try:
@@ -316,7 +325,7 @@ def read_heatmap(path: str | Path, size_hw: tuple[int, int] | None = None) -> np
         except (tifffile.TiffFileError, ValueError, IndexError, TypeError, KeyError, struct.error) as error:
             raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray TIFF)") from error
         return pages.astype(np.float32) / HEATMAP_MAXIMUM
-    levels = decode_image(Path(path).read_bytes())
+    levels = decode_image(path.read_bytes())
     if levels is None or levels.dtype != np.uint16 or levels.ndim != 2:
         raise ValueError(f"{path} is not a heatmap that detcam saved (16-bit gray PNG)")
     heatmap: np.ndarray = levels.astype(np.float32) / HEATMAP_MAXIMUM

@@ -12,6 +12,7 @@ from PIL import Image
 from detcam.data.images import load_image, load_images, to_uint8
 from detcam.demo.labels import write_coco
 from detcam.explanation.image_files import find_images
+from detcam.explanation.writer import encode_heatmap, read_heatmap
 from detcam.runs import lock_folder
 from detcam.visualize.overlay import save_image
 
@@ -41,6 +42,8 @@ def test_the_home_folder_has_a_sign_and_names_may_begin_with_it(
     with lock_folder("~/out") as out:
         assert out == tmp_path / "out" and out.is_dir()
     assert save_image("~/new/b.png", ARRAY) == tmp_path / "new" / "b.png" == find_images(["~/new"])[0]
+    (out / "heat.png").write_bytes(encode_heatmap(np.eye(4)))
+    assert np.array_equal(read_heatmap("~/out/heat.png"), np.eye(4))
     labels = write_coco("~/out", [])
     assert labels == out / "annotations.json" and labels.is_file()
     assert find_images(["~/a.png", "~draft.png"]) == [tmp_path / "a.png", Path("~draft.png")]
