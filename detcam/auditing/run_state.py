@@ -18,7 +18,7 @@ from detcam.auditing.conclusion import ExplainedError
 from detcam.detections import Detections, Source
 from detcam.runs import Stage, is_unfinished
 from detcam.utils.console import describe_error
-from detcam.utils.files import check_same_settings, is_audit, json_value, utf8_bytes
+from detcam.utils.files import check_same_settings, checked_fields, is_audit, json_value, utf8_bytes
 
 REPORT_FILES = ("index.html", "audit.json", "false_positives.csv", "false_positives.coco.json", "errors.parquet")
 """Files that a report writes; a file of that name from another program is not overwritten."""
@@ -58,7 +58,7 @@ def check_audit_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) 
 
     Raises:
         ValueError: the folder contains files of another program, a finished audit and `resume` is False, or one with
-            other settings.
+            other settings or a damaged ``audit.json``.
     """
     foreign = [name for name in REPORT_FILES if (out / name).exists()]
     if is_unfinished(out) or not foreign:
@@ -69,8 +69,14 @@ def check_audit_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) 
         raise ValueError(
             f"{out} contains a finished audit; choose a new folder, or run it again (resume=True, --resume)"
         )
-    finished = json.loads((out / REPORT_FILES[1]).read_bytes())
-    check_same_settings(out, finished["settings"], json_value(settings))
+    file, remedy = out / REPORT_FILES[1], "choose a new folder (out=, --out)"
+    try:
+        finished = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {remedy}") from error
+    with checked_fields(file, remedy):
+        stored = {**finished["settings"]}
+    check_same_settings(out, stored, json_value(settings))
 
 
 def detection_table(results: Iterable[Detections | str | Exception]) -> pa.Table:

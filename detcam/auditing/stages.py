@@ -185,6 +185,8 @@ class AuditStages:
             RuntimeError: the model fails on every image.
         """
         stage = self.run.stage("detections", lambda: plan_shards(len(annotations), self.batch_size))
+        if not self.run.has_stage("explanations"):  # which refers to the images that did not fail
+            stage.forget_out_of_memory("failure", "unreadable")
         work = DetectionWork(self.adapter, self.keep_masks, self.batch_size)
         self._process(stage, work, "detecting", len, lambda part: [(index, annotations[index].path) for index in part])
         rows: list[tuple[int, int, int]] = []
@@ -253,6 +255,7 @@ class AuditStages:
             return _grouped(parts, annotations, self.batch_size, self.images_together)
 
         stage = self.run.stage("explanations", groups)
+        stage.forget_out_of_memory("failure")
         work = VerificationWork(explainer, self.writer)
         self._process(stage, work, "explaining", lambda shard: sum(len(part) for _, part in shard), payload)
         explained, failures = read_explanations(stage)

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from detcam.adapters.base import Adapter
+from detcam.benchmarking.specs import RESERVED_NAME
 from detcam.explanation.writer import encode_heatmap, read_heatmap
 from detcam.utils.files import (
     check_same_settings,
+    checked_fields,
     json_bytes,
     json_number,
     read_json,
@@ -60,7 +62,8 @@ class ResultStore:
         if not file.is_file():
             return {}, []
         content = read_json(file, self.schema, self.version)
-        return content["rows"], content["images"]
+        with checked_fields(file, "move it away, or choose another folder"):
+            return {str(name): str(row) for name, row in content["rows"].items()}, list(map(str, content["images"]))
 
     def write_table(self, rows: Mapping[str, str], images: Iterable[str]) -> None:
         """Write what the folder's table compares."""
@@ -76,7 +79,8 @@ class ResultStore:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             return None
-        return content if isinstance(content, dict) and content.get("name") == name else None
+        is_whole = _is_record if name == RESERVED_NAME else _is_cell
+        return content if isinstance(content, dict) and content.get("name") == name and is_whole(content) else None
 
     def put(self, image_key: str, name: str, content: Mapping[str, Any]) -> None:
         """Write the result of an image under a name, atomically."""
@@ -102,6 +106,23 @@ class ResultStore:
     def _file(self, image_key: str, name: str, suffix: str) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # two names may have the same slug
         return self.folder / CELLS_FOLDER / image_key / f"{slug(name)[:MAX_NAME_LENGTH]}-{digest}.{suffix}"
+
+
+def _is_record(content: Mapping[str, Any]) -> bool:
+    """Whether an image's own record has the fields that are read."""
+    return all(isinstance(content.get(field), list) for field in ("targets", "scores"))
+
+
+def _is_cell(content: Mapping[str, Any]) -> bool:
+    """Whether the measurements of a method have the fields that are read."""
+    values = content.get("values")
+    numbers = [content.get(field, "") for field in ("passes", "backward", "seconds", "peak_mib")]
+    if not isinstance(values, dict) or not all(isinstance(each, list) for each in values.values()):
+        return False
+    numbers += [number for each in values.values() for number in each]
+    if not all(number is None or isinstance(number, (int, float)) for number in numbers):
+        return False
+    return isinstance(content.get("warnings"), list) and {"error", "definition"} <= content.keys()
 
 
 def make_image_key(name: str, content: bytes) -> str:

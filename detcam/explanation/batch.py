@@ -206,6 +206,7 @@ def explain_files(
                 yield [(str(paths[number]), index.choose_stem(e)) for number, e in zip(shard, described, strict=True)]
 
         stage = run.stage(STAGE, plan)
+        stage.forget_out_of_memory("error")
         work = ExplanationWork(
             adapter,
             folder.absolute(),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from detcam.runs.overlap import StagedWork, divided, run_overlapped
 from detcam.utils.batching import batches
 from detcam.utils.files import check_same_settings, read_json, remove_temporary_files, replace_file
 from detcam.utils.hooks import complete
+from detcam.utils.memory import is_out_of_memory
 from detcam.utils.precision import autocast_precision
 from detcam.utils.version import __version__
 
@@ -166,6 +168,17 @@ class Stage:
         for log in self.logs(number):
             log.path.unlink(missing_ok=True)
 
+    def forget_out_of_memory(self, *columns: str) -> None:
+        """Remove the results of shards in which memory did not suffice for an item, so that it is tried again.
+
+        Args:
+            *columns: columns of error messages.
+        """
+        for number in filter(self.is_done, range(len(self.shards))):
+            messages = chain.from_iterable(self.table(number, [name])[name].to_pylist() for name in columns)
+            if any(is_out_of_memory(RuntimeError(text)) for text in messages if text):
+                self._file(number).unlink()
+
     def clear(self) -> None:
         """Remove all results."""
         for file in self.folder.glob("*.parquet"):
@@ -256,6 +269,10 @@ class Run:
         if not file.exists():
             replace_file(file, json.dumps(list(plan())).encode(), flush_folder=True)
         return Stage(folder, read_shards(file))
+
+    def has_stage(self, name: str) -> bool:
+        """Return whether a stage was begun."""
+        return (self.folder / name / SHARDS).exists()
 
     def remove(self) -> None:
         """Remove the files of a finished run, the manifest first: without it there is no run to continue."""

@@ -174,6 +174,15 @@ def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def checked_fields(path: Path, remedy: str) -> Iterator[None]:
+    """Turn the errors of code that reads fields of a file into a ValueError, since the file lacks them."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+
+
 def check_same_settings(path: Path, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Check that results on disk were computed with the present settings.
 

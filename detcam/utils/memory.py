@@ -9,7 +9,8 @@ import torch
 from detcam.utils.warnings import warn
 
 _MESSAGES = re.compile(
-    "out of memory|can't allocate memory|not enough memory|insufficient memory|unable to allocate|bad_alloc"
+    "out of memory|memory does not suffice|MemoryError"
+    "|can't allocate memory|not enough memory|insufficient memory|unable to allocate|bad_alloc"
     "|could not create a memory|cannot allocate memory|failed to launch worker thread|can't start new thread",
     re.IGNORECASE,
 )

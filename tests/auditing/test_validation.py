@@ -20,9 +20,12 @@ from typer.testing import CliRunner
 import detcam
 from detcam import ODAM, adapt
 from detcam.adapters import Adapter, detector
+from detcam.auditing.comparison.record import AuditRecord
 from detcam.auditing.explainer import ErrorExplainer
 from detcam.auditing.pipeline import DEFAULT_METHOD
-from detcam.auditing.run_state import StoredDetections, detection_table
+from detcam.auditing.report.report_data import ReportData
+from detcam.auditing.report.summary import AUDIT_VERSION
+from detcam.auditing.run_state import StoredDetections, check_audit_folder, detection_table
 from detcam.auditing.settings import AuditSettings
 from detcam.auditing.stages import MIN_DETECTION_SCORE
 from detcam.cli.app import app
@@ -175,6 +178,23 @@ def test_files_of_other_programs_are_not_overwritten(adapter: Adapter, scenes: P
     (tmp_path / "site" / "audit.json").unlink()
     assert (tmp_path / "site" / "index.html").read_text() == "mine"
     assert {file.name for file in (tmp_path / "site").iterdir()} == {"index.html"}
+
+
+@pytest.mark.parametrize("fields", ['"settings": 5', '"settings": {}, "cases": 5', '"settings": {}, "cases": [{}]'])
+def test_a_damaged_report_is_named(tmp_path: Path, fields: str) -> None:
+    text = f'{{"schema": "detcam/audit", "version": {AUDIT_VERSION}, {fields}}}'
+    (tmp_path / "audit.json").write_text(text)
+    for read in (ReportData.load, AuditRecord.of):
+        with pytest.raises(ValueError, match=r"audit\.json is damaged \(\w+: .*run the audit again"):
+            read(tmp_path)
+    for text in (
+        '{"schema": "detcam/audit"',
+        '{"schema": "detcam/audit", "settings": 5}',
+        '{"schema": "detcam/audit"}',
+    ):
+        (tmp_path / "audit.json").write_text(text)
+        with pytest.raises(ValueError, match=r"audit\.json is damaged .*choose a new folder"):
+            check_audit_folder(tmp_path, {}, resume=True)
 
 
 def test_missing_images_are_an_error(adapter: Adapter, scenes: Path, tmp_path: Path) -> None:

@@ -121,10 +121,19 @@ def test_damaged_result_is_recomputed(tmp_path: Path) -> None:
     images = write_scenes(tmp_path / "in", SEEDS[:2])
     whole = compare(images, tmp_path / "out")
     victim = sorted((tmp_path / "out" / "cells").rglob("mine-*.json"))[0]
-    victim.write_bytes(victim.read_bytes()[:40])
-    again = compare(images, tmp_path / "out")
-    assert again.computed == 1
-    assert timeless(again) == timeless(whole)
+    for content in (
+        victim.read_bytes()[:40],
+        b'{"name": "mine"}',
+        victim.read_bytes().replace(b'"values": {', b'"values": 5, "": {'),
+    ):
+        victim.write_bytes(content)
+        again = compare(images, tmp_path / "out")
+        assert again.computed == 1
+        assert timeless(again) == timeless(whole)
+    table = tmp_path / "out" / "table.json"
+    table.write_text(json.dumps({**json.loads(table.read_text()), "rows": 5}))
+    with pytest.raises(ValueError, match=r"table\.json is damaged .*move it away"):
+        compare(images, tmp_path / "out")
 
 
 def test_failed_result_is_recomputed(tmp_path: Path) -> None:

@@ -60,6 +60,19 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     assert content(tmp_path) == whole and not list((tmp_path / "run" / "squares").glob(".*"))
 
 
+def test_what_failed_for_lack_of_memory_is_tried_again(tmp_path: Path) -> None:
+    class Short(Squares):
+        def square(self, value: float) -> float:
+            if value in (3.0, 5.0):
+                raise ValueError("out of memory" if value == 3.0 else "bad image")
+            return super().square(value)
+
+    run(tmp_path, Short(make_work().model))
+    stage = Run(tmp_path, "squares", {}, resume=True).stage("squares", lambda: [])
+    stage.forget_out_of_memory("error")
+    assert [number for number in range(len(SHARDS)) if not stage.is_done(number)] == [3], "the bad image stays failed"
+
+
 def test_results_are_read_without_new_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where memory does not suffice for a thread, pyarrow would wait for it without end."""
     run(tmp_path, make_work())

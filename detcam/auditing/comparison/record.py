@@ -12,7 +12,7 @@ from detcam.auditing.report.evaluation import Evaluation
 from detcam.auditing.report.layout import AUDIT
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
 from detcam.auditing.result import Audit
-from detcam.utils.files import check_report, read_json, with_home
+from detcam.utils.files import check_report, checked_fields, read_json, with_home
 
 AuditLike: TypeAlias = "Audit | str | Path"
 """An audit, or the folder of its report."""
@@ -61,15 +61,16 @@ class AuditRecord:
     def _from_folder(cls, folder: Path) -> AuditRecord:
         check_report(folder)
         data = read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION)
-        return cls(
-            model=data["model"],
-            cases=tuple(AuditCase.from_json(entry) for entry in data["cases"]),
-            evaluation=Evaluation.load(folder),
-            score_threshold=data["settings"]["score_threshold"],
-            iou_threshold=data["iou_threshold"],
-            folder=folder,
-            files={entry["id"]: entry["files"] for entry in data["cases"]},
-        )
+        with checked_fields(folder / AUDIT, "run the audit again"):
+            return cls(
+                model=data["model"],
+                cases=tuple(AuditCase.from_json(entry) for entry in data["cases"]),
+                evaluation=Evaluation.load(folder),
+                score_threshold=data["settings"]["score_threshold"],
+                iou_threshold=data["iou_threshold"],
+                folder=folder,
+                files={entry["id"]: entry["files"] for entry in data["cases"]},
+            )
 
     def counts(self, case: AuditCase) -> bool:
         """Whether a case is an error that a comparison counts: relevant false positives and missed objects."""

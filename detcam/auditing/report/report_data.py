@@ -17,7 +17,7 @@ from detcam.auditing.report.layout import AUDIT, COCO
 from detcam.auditing.report.summary import AUDIT_SCHEMA, AUDIT_VERSION
 from detcam.data.coco_files import ImageFinder
 from detcam.data.images import load_image, to_uint8
-from detcam.utils.files import check_report, is_in_folder, read_json
+from detcam.utils.files import check_report, checked_fields, is_in_folder, read_json
 from detcam.utils.opencv import cv2
 
 
@@ -82,7 +82,12 @@ class ReportData:
         if images_dir is not None and not images_dir.is_dir():
             raise ValueError(f"expected a folder of images; got {images_dir}")
         content = read_json(folder / AUDIT, AUDIT_SCHEMA, AUDIT_VERSION)
-        return cls(folder, content, images_dir)
+        data = cls(folder, content, images_dir)
+        with checked_fields(folder / AUDIT, "run the audit again"):
+            content["settings"].keys()
+            for name in ("cases", "files", "images"):
+                getattr(data, name)
+        return data
 
     def check_annotated(self) -> None:
         """Check that the audit had annotations.
