@@ -143,13 +143,16 @@ def annotated_regions(
     if all(isinstance(target, DetectionTarget) for target in targets):
         matches = [_matching_object(ground_truth, target) for target in targets]
         return ground_truth_regions(ground_truth, matches, same_class=True)
-    masks, crowd = ground_truth.masks(), ground_truth.crowd
-    regions: list[list[Tensor]] = [[], [], []]
-    for label in predictions.labels.tolist():
-        same = ground_truth.labels == label
-        for rows, selected in zip(regions, (same & ~crowd, ~same & ~crowd, same & crowd), strict=True):
-            rows.append(masks[selected].any(0))
-    return TargetRegions(*(torch.stack(rows) for rows in regions))
+    size = (len(predictions.labels), *ground_truth.image_size_hw)
+    objects, others, ignored = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
+    for index in range(len(ground_truth)):  # one by one, since there may be thousands
+        mask, same = ground_truth.mask(index), predictions.labels == ground_truth.labels[index]
+        if bool(ground_truth.crowd[index]):
+            ignored[same] |= mask
+        else:
+            objects[same] |= mask
+            others[~same] |= mask
+    return TargetRegions(objects, others, ignored)
 
 
 def _matching_object(ground_truth: GroundTruth, target: Any) -> int | None:

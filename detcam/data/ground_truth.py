@@ -104,12 +104,15 @@ class GroundTruth:
 
     def masks(self) -> Tensor:
         """Return masks (N, H, W) bool from polygons or run lengths, or from the box where there is no segmentation."""
-        if not len(self):
-            return torch.zeros(0, *self.image_size_hw, dtype=torch.bool)
-        return torch.from_numpy(coco_masks.decode(self.rles()).transpose(2, 0, 1).copy()).bool()
+        masks = torch.zeros(len(self), *self.image_size_hw, dtype=torch.bool)
+        for index, mask in enumerate(masks):  # decoded together, too many end the process
+            mask.copy_(self.mask(index))
+        return masks
 
     def mask(self, index: int) -> Tensor:
-        """Return the mask (H, W) bool of one object."""
+        """Return the mask (H, W) bool of one object, or its box."""
+        if self.segmentations[index] is None:
+            return torch.from_numpy(box_mask(self.boxes_xyxy[index].tolist(), self.image_size_hw))
         return torch.from_numpy(coco_masks.decode(self._rle(index))).bool()
 
     def _rle(self, index: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,10 +67,16 @@ def ground_truth_regions(
     """
     if shape not in ("mask", "box"):
         raise ValueError(f'expected shape "mask" or "box"; got {shape!r}')
-    masks = truth.masks() if shape == "mask" else _box_masks(truth)
     crowd, labels = truth.crowd, truth.labels
     size = (len(objects), *truth.image_size_hw)
     object_masks, other_objects, ignored = (torch.zeros(size, dtype=torch.bool) for _ in range(3))
+    is_other, is_ignored = (torch.zeros(len(objects), len(truth), dtype=torch.bool) for _ in range(2))
+
+    def region(index: int) -> Tensor:
+        if shape == "mask":
+            return truth.mask(index)
+        return torch.from_numpy(box_mask(truth.boxes_xyxy[index].tolist(), truth.image_size_hw))
+
     for row, index in enumerate(objects):
         if index is None or index == -1:
             continue
@@ -79,15 +84,13 @@ def ground_truth_regions(
             raise ValueError(f"expected an index of one of the image's {len(truth)} annotated objects; got {index}")
         if bool(crowd[index]):
             raise ValueError(f"annotated object {index} is a crowd region; a heatmap explains one object")
-        object_masks[row] = masks[index]
+        object_masks[row] = region(index)
         same_label = labels == labels[index]
-        others = ~crowd & same_label if same_class else ~crowd
-        others[index] = False
-        other_objects[row] = masks[others].any(0)
-        ignored[row] = masks[crowd & same_label].any(0)
+        is_other[row] = ~crowd & same_label if same_class else ~crowd
+        is_other[row, index] = False
+        is_ignored[row] = crowd & same_label
+    for index in (is_other | is_ignored).any(0).nonzero()[:, 0].tolist():  # one by one, since there may be thousands
+        mask = region(index)
+        other_objects[is_other[:, index]] |= mask
+        ignored[is_ignored[:, index]] |= mask
     return TargetRegions(object_masks, other_objects, ignored)
-
-
-def _box_masks(truth: GroundTruth) -> Tensor:
-    boxes = [box_mask(box, truth.image_size_hw) for box in truth.boxes_xyxy.tolist()]
-    return torch.from_numpy(np.stack(boxes)) if boxes else torch.zeros(0, *truth.image_size_hw, dtype=torch.bool)

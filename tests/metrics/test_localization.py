@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from detcam.auditing import match
+from detcam.benchmarking.samples import annotated_regions
+from detcam.data.ground_truth import GroundTruth
 from detcam.metrics import METRICS, summarize
 from detcam.metrics.base import MetricWarning
 from detcam.metrics.localization import (
@@ -23,6 +25,7 @@ from detcam.metrics.localization import (
     PointingGame,
 )
 from detcam.metrics.target_regions import TargetRegions, ground_truth_regions
+from detcam.targets import MaskTarget
 from tests.auditing.random_data import BOX, RIGHT, make_detections, make_ground_truth
 
 ALL = (PointingGame, EnergyPointingGame, HeatmapIoU, ObjectDiscrimination, Compactness)
@@ -196,6 +199,16 @@ def test_regions_of_annotations() -> None:
     for wrong, message in ((4, "image's 4 annotated objects; got 4"), (3, "crowd region"), (-2, "got -2")):
         with pytest.raises(ValueError, match=message):
             ground_truth_regions(truth, [wrong])
+
+
+def test_regions_of_many_annotations_do_not_hold_all_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of 100,000 objects in one image are more than fits in memory."""
+    monkeypatch.setattr(GroundTruth, "masks", lambda self: pytest.fail("all masks are in memory"))
+    truth = make_ground_truth([BOX, RIGHT], [1, 1])
+    assert ground_truth_regions(truth, [0]).other_objects.flatten(1).sum(1).tolist() == [100]
+    target = MaskTarget(1, torch.ones(40, 40, dtype=torch.bool))
+    regions = annotated_regions(truth, make_detections([BOX], [1], [0.9]), [target])
+    assert regions.objects.flatten(1).sum(1).tolist() == [200]
 
 
 def test_false_positives_of_a_matching_have_no_value() -> None:
