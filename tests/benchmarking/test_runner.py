@@ -315,7 +315,7 @@ def test_controls_are_rows_and_the_filled_box_fills_the_box(tmp_path: Path) -> N
         ({"metrics": ["insertion:step=3"]}, "insertion:step=3"),
         ({"metrics": ["pointing_game"]}, "needs annotations"),
         ({"metrics": []}, "at least one metric"),
-        ({"limit": 0}, "limit of at least 1"),
+        ({"limit": 0}, "limit as an int of at least 1"),
     ],
 )
 def test_invalid_arguments_are_refused_before_anything_runs(
