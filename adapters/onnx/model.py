@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.black_box import BlackBox
+from detcam.utils.files import with_home
 from detcam.utils.optional import needs_extra
 from detcam.utils.text import first_line
 
@@ -58,7 +59,7 @@ class OnnxModel(BlackBox):
 
     def __init__(self, path: str | PathLike[str], *, providers: list[Any] | None = None) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path = with_home(path)
         if not self.path.is_file():
             raise ValueError(f"no ONNX file at {self.path}; check the path")
         with needs_extra("onnx"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
-from detcam.utils.files import is_file
+from detcam.utils.files import is_file, with_home
 
 SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".tar"})
 """Suffixes of checkpoints."""
@@ -15,6 +16,18 @@ LIBRARIES = ("torchvision", "timm", "smp", "ultralytics", "hf")
 """Prefixes of model names, before a colon."""
 RANDOM = "none"
 """Value of `weights` for random weights, e.g. to inspect the layers of a model."""
+
+
+def with_home_after_library(name: str) -> str:
+    """Return a model's name with ``~`` at the beginning of its path replaced by the home folder.
+
+    Example:
+        >>> from detcam.models.files import with_home_after_library
+        >>> with_home_after_library("resnet18"), with_home_after_library("hf:~/detr").endswith("~/detr")
+        ('resnet18', False)
+    """
+    library, colon, path = name.partition(":")
+    return library + colon + os.path.expanduser(path) if library in LIBRARIES else os.path.expanduser(name)
 
 
 def check_files(name: str, weights: str | None) -> None:
@@ -27,11 +40,12 @@ def check_files(name: str, weights: str | None) -> None:
     Raises:
         ValueError: a file does not exist.
     """
+    name = with_home_after_library(name)
     is_path = Path(name).suffix in SUFFIXES and name.partition(":")[0] not in LIBRARIES
     if is_path and not ULTRALYTICS_NAME.fullmatch(name) and not is_file(Path(name)):
         raise ValueError(f"no model file at {name}; check the path")
-    if weights not in (None, RANDOM) and not is_file(Path(weights)):
-        raise ValueError(f"no checkpoint file at {weights}; check the path")
+    if weights not in (None, RANDOM) and not is_file(with_home(weights)):
+        raise ValueError(f"no checkpoint file at {with_home(weights)}; check the path")
 
 
 def read_names(text: str) -> dict[int, str] | list[str]:
@@ -44,7 +58,7 @@ def read_names(text: str) -> dict[int, str] | list[str]:
     Raises:
         ValueError: the file does not exist or has another format.
     """
-    path = Path(text)
+    path = with_home(text)
     if not path.is_file():
         if "," not in text and path.suffix in (".txt", ".json", ".names"):
             raise ValueError(f"no file of class names at {path}; check the path")

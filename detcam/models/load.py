@@ -35,9 +35,10 @@ from detcam.models.checkpoints import (
     read_checkpoint,
     state_dict_of,
 )
-from detcam.models.files import LIBRARIES, RANDOM, SUFFIXES, ULTRALYTICS_NAME
+from detcam.models.files import LIBRARIES, RANDOM, SUFFIXES, ULTRALYTICS_NAME, with_home_after_library
 from detcam.models.hub import reachable_hub
 from detcam.utils.device import pick_device
+from detcam.utils.files import with_home
 
 
 def load_model(
@@ -85,7 +86,7 @@ def load_model(
         >>> load_model("resnet18", weights="none", image_size=64)
         ClassificationAdapter(ResNet, target_layers=['layer4'])
     """
-    name = str(name)
+    name = with_home_after_library(str(name))
     target = pick_device(device)
     if Path(name).suffix.lower() == ".onnx":
         if weights is not None or num_classes is not None:
@@ -128,7 +129,7 @@ def _load(name: str, weights: str | Path | None, num_classes: int | None, trust:
     if weights is None or random:
         extra = {"trust": trust} if library == "hf" else {}
         return _named(library, rest, num_classes, pretrained=not random, **extra)
-    path = Path(weights)
+    path = with_home(weights)
     if library == "ultralytics" and path.is_file() and path.suffix != ".safetensors" and _is_ultralytics(path):
         return _whole_model(path, trust)  # the file contains architecture and class names
     state = state_dict_of(read_checkpoint(path, trust=trust), path)

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detcam.models import timm
 from detcam.models.checkpoints import infer_num_classes
-from detcam.models.files import read_names
+from detcam.models.files import check_files, read_names
 from detcam.models.load import load_model
 from tests.models.markers import Marker
 
@@ -190,6 +191,20 @@ def test_training_arguments_are_named(tmp_path: Path) -> None:
     torch.save({"model": tiny().state_dict(), "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"holds more than tensors \(argparse.Namespace\)"):
         load_model(TINY, weights=tmp_path / "w.pth")
+
+
+def test_files_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(tiny(), tmp_path / "whole.pt")
+    torch.save(tiny().state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    for name, options in (("~/whole.pt", {"trust_checkpoint": True}), (TINY, {"weights": "~/weights.pth"})):
+        assert same_weights(load_model(name, **options).model, tiny())
+        check_files(name, options.get("weights"))
+    assert read_names("~/names.txt") == ["a", "b"]
+    for name in ("~/absent.onnx", "hf:~/absent"):
+        with pytest.raises((ValueError, OSError), match=re.escape(str(tmp_path / "absent"))):
+            load_model(name)
 
 
 def test_a_whole_model(tmp_path: Path) -> None:
