@@ -59,7 +59,7 @@ def read_names(text: str) -> dict[int, str] | list[str]:
         ValueError: the file does not exist or has another format.
     """
     path = with_home(text)
-    if not path.is_file():
+    if not is_file(path):  # many names together are too long for a path
         if "," not in text and path.suffix in (".txt", ".json", ".names"):
             raise ValueError(f"no file of class names at {path}; check the path")
         return [name.strip() for name in text.split(",")]

@@ -413,3 +413,7 @@ def test_weights_of_other_channels_are_named(tmp_path: Path) -> None:
         "smp:Unet?encoder=resnet18&in_channels=4", weights=tmp_path / "four.pth", mean=(0.1,) * 4, std=(0.5,) * 4
     )
     assert adapter.channels == 4 and adapter.mean == (0.1,) * 4
+
+
+def test_many_names_are_taken_for_no_path() -> None:
+    assert read_names(",".join(["giraffe"] * 80)) == ["giraffe"] * 80
