@@ -181,8 +181,9 @@ def warn_about_sampling(results: Sequence[ImageHeatmaps]) -> None:
     if low:
         passes = max(r.sampling.passes for r in results if r.sampling is not None)
         warn(
-            f"the maps of {len(low)} of {plural(len(measured), 'target')} may show chance: after {plural(passes, 'pass')} "
-            f"two halves of the masks agree by {min(low):.2f}, where 1 is agreement. Too few masked images still "
-            "show the target to the model: fewer cells per side (`grid`), a higher `probability` or more `passes` help",
+            f"the maps of {len(low)} of {plural(len(measured), 'target')} may show chance: after "
+            f"{plural(passes, 'pass')} two halves of the masks agree by {min(low):.2f}, where 1 is agreement. "
+            "Too few masked images still show the target to the model: fewer cells per side (`grid`), a higher "
+            "`probability` or more `passes` help",
             SamplingWarning,
         )
