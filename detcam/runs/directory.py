@@ -4,8 +4,8 @@ Its files::
 
     .lock                   held by the process that works in the folder: see `detcam.runs.lock`
     run/manifest.json       kind of the run, settings and versions: a run continues only where all of them are equal
-    run/STAGE/shards.json   the shards of a stage: a list with the items of each
-    run/STAGE/000012.parquet  the results of a shard; its existence says that the shard is done
+    run/STAGE/shards.json   the shards of a stage: a list with the items of each, and its digest
+    run/STAGE/000012.parquet  the results of a shard, with the digest; its existence says that the shard is done
     run/STAGE/000012.log    what a process did when it ended in the middle of the shard, 000012.read.log: what it read
 
 Every file is written under a temporary name, flushed to the disk and renamed. What a shard holds is written down before
@@ -14,12 +14,13 @@ the work begins and never changes, so results depend neither on the number of wo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,18 +37,21 @@ from detcam.utils.files import check_same_settings, read_json, remove_temporary_
 from detcam.utils.hooks import complete
 from detcam.utils.memory import is_out_of_memory
 from detcam.utils.precision import autocast_precision
+from detcam.utils.text import first_line
 from detcam.utils.version import __version__
 
 if TYPE_CHECKING:
     from detcam.runs.engines import Engine, Work
 
 RUN_FOLDER, MANIFEST, SHARDS = "run", "manifest.json", "shards.json"
-RUN_SCHEMA, RUN_VERSION = "detcam/run", 2
+RUN_SCHEMA, RUN_VERSION = "detcam/run", 3
 """The version rises when the files of a run change, or the numbers in them: a run continues under its version only."""
 MANY_SHARDS = 250
 """Number of shards from which on shards are made larger rather than more numerous."""
 MAX_GROUPS = 64
 """Maximum number of groups of a shard, which an interruption repeats."""
+SHARD_KEY = b"detcam.shard"
+"""Metadata of a shard's results: the digest of the stage's shards, and the number of the shard."""
 
 
 def plan_shards(count: int, group_size: int) -> list[list[int]]:
@@ -77,19 +81,27 @@ class Stage:
     shards: list[list[Any]]
 
     def is_done(self, number: int) -> bool:
-        """Return whether a shard has results; a damaged file counts as none."""
+        """Return whether a shard has results; a damaged file, or that of another shard, counts as none."""
         try:
             with self._file(number).open("rb") as file:
-                pq.read_metadata(file)
+                metadata = pq.read_metadata(file).metadata or {}
         except (OSError, pa.ArrowInvalid):
             return False
-        return True
+        return bool(metadata.get(SHARD_KEY) == self._key(number))
 
     def table(self, number: int, columns: list[str] | None = None) -> pa.Table:
-        """Read the results of a shard, or some columns of them."""
-        with self._file(number).open("rb") as file:  # pyarrow takes no path that is not UTF-8
-            # Without threads: where memory does not suffice for a new one, pyarrow waits for it without end.
-            return pq.ParquetFile(file).read(columns=columns, use_threads=False)
+        """Read the results of a shard, or some columns of them.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self._file(number)
+        with path.open("rb") as file:  # pyarrow takes no path that is not UTF-8
+            try:
+                # Without threads: where memory does not suffice for a new one, pyarrow waits for it without end.
+                return pq.ParquetFile(file).read(columns=columns, use_threads=False)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(f"{path} is damaged; delete it and resume the run ({first_line(error)})") from error
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Read the results of all shards, one at a time."""
@@ -163,7 +175,8 @@ class Stage:
     def keep(self, number: int, table: pa.Table) -> None:
         """Write the results of a shard, which is done then."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        metadata = {**(table.schema.metadata or {}), SHARD_KEY: self._key(number)}
+        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
         replace_file(self._file(number), sink.getvalue().to_pybytes(), flush_folder=True)
         for log in self.logs(number):
             log.path.unlink(missing_ok=True)
@@ -184,8 +197,24 @@ class Stage:
         for file in self.folder.glob("*.parquet"):
             file.unlink()
 
+    @cached_property
+    def _digest(self) -> str:
+        return _digest(self.shards)
+
+    def _key(self, number: int) -> bytes:
+        return f"{self._digest} {number}".encode()
+
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.parquet"
+
+
+def _digest(shards: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+
+def _write_shards(file: Path, shards: list[list[Any]]) -> None:
+    content = {"digest": _digest(shards), "shards": shards}
+    replace_file(file, json.dumps(content).encode(), flush_folder=True)
 
 
 def read_shards(file: Path) -> list[list[Any]]:
@@ -195,10 +224,12 @@ def read_shards(file: Path) -> list[list[Any]]:
         ValueError: the file is damaged.
     """
     try:
-        shards = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        shards = None
-    if not isinstance(shards, list) or not all(isinstance(items, list) for items in shards):
+        content = json.loads(file.read_bytes())
+        shards: list[list[Any]] = content["shards"]
+        is_whole = content["digest"] == _digest(shards)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        is_whole = False
+    if not is_whole:
         raise ValueError(f"{file} is damaged; delete {file.parent.parent} and run it again")
     return shards
 
@@ -267,7 +298,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         file = folder / SHARDS
         if not file.exists():
-            replace_file(file, json.dumps(list(plan())).encode(), flush_folder=True)
+            _write_shards(file, list(plan()))
         return Stage(folder, read_shards(file))
 
     def has_stage(self, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from detcam.explanation.batch import explain_files
 from detcam.explanation.image_files import STAGE
-from detcam.runs import RUN_FOLDER, SHARDS, Engine, LocalEngine
+from detcam.runs import RUN_FOLDER, SHARDS, Engine, LocalEngine, read_shards
 from tests import zoo
 
 
@@ -40,7 +39,7 @@ def test_shards_of_a_run(count: int, method: str, engine: Engine, sizes: list[in
     found: list[list[int]] = []
 
     def on_progress(path: Path, entry: dict[str, Any] | None, error: str) -> None:
-        shards = json.loads((tmp_path / "out" / RUN_FOLDER / STAGE / SHARDS).read_bytes())
+        shards = read_shards(tmp_path / "out" / RUN_FOLDER / STAGE / SHARDS)
         found.append([len(shard) for shard in shards])
 
     adapter = zoo.shared("classifier").adapter

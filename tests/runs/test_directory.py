@@ -13,6 +13,7 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -54,10 +55,26 @@ def test_killed_at_any_moment_it_continues_and_ends_equal(tmp_path: Path) -> Non
 def test_a_damaged_shard_is_computed_again(tmp_path: Path) -> None:
     run(tmp_path, make_work())
     whole = content(tmp_path)
-    (tmp_path / "run" / "squares" / "000003.parquet").write_bytes(whole["000003.parquet"][:40])
+    folder = tmp_path / "run" / "squares"
+    (folder / "000003.parquet").write_bytes(whole["000003.parquet"][:40])
+    (folder / "000004.parquet").write_bytes(b"")
+    (folder / "000005.parquet").write_bytes(whole["000002.parquet"])  # another shard's
+    pq.write_table(pa.table({"other": [1]}), folder / "000006.parquet")
     (tmp_path / "run" / "squares" / f".{'0' * 32}.tmp").write_bytes(b"half")
     run(tmp_path, make_work(), resume=True)
     assert content(tmp_path) == whole and not list((tmp_path / "run" / "squares").glob(".*"))
+
+
+def test_results_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    run(tmp_path, make_work())
+    file = tmp_path / "run" / "squares" / "000003.parquet"
+    damaged = bytearray(file.read_bytes())
+    damaged[4:60] = bytes(56)  # the end of the file, which describes it, is whole
+    file.write_bytes(damaged)
+    with lock_folder(tmp_path) as folder:
+        stage = Run(folder, "squares", {}, resume=True).stage("squares", list)
+        with pytest.raises(ValueError, match=f"{file} is damaged; delete it and resume the run"):
+            stage.table(3)
 
 
 def test_what_failed_for_lack_of_memory_is_tried_again(tmp_path: Path) -> None:
@@ -91,11 +108,11 @@ def test_shards_of_many_images_hold_more_groups_up_to_a_limit() -> None:
     assert sizes(7_999) == {16} and sizes(8_000) == {32} and sizes(300_000) == {1024}
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b'{"a": [1]}', b"[1, 2]"])
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b'{"a": [1]}', b"[1, 2]", b'{"shards": [[0]]}'])
 def test_a_damaged_list_of_shards_is_named(tmp_path: Path, text: bytes) -> None:
     run(tmp_path, make_work())
     file = tmp_path / "run" / "squares" / "shards.json"
-    file.write_bytes(text)
+    file.write_bytes(text or file.read_bytes().replace(b"2.5", b"3.5"))
     with pytest.raises(ValueError, match=f"{file} is damaged; delete {tmp_path / 'run'}"):
         run(tmp_path, make_work(), resume=True)
 
@@ -114,7 +131,7 @@ def test_an_unfinished_run_is_not_mixed_with_another(tmp_path: Path) -> None:
         run(tmp_path, make_work(), resume=True, seed=2)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"version": 1}))  # before verdicts changed
-    with pytest.raises(ValueError, match="expected detcam/run version 2, got detcam/run version 1; move it away"):
+    with pytest.raises(ValueError, match="expected detcam/run version 3, got detcam/run version 1; move it away"):
         run(tmp_path, make_work(), resume=True, seed=1)
     manifest.write_text("{")
     with pytest.raises(ValueError, match=r"manifest.json is not valid JSON"):
