@@ -55,8 +55,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     if args.onnx:
-        detect = partial(detect_with_opencv, cv2.dnn.readNetFromONNX(args.onnx))
         names = Path(args.names).read_text().splitlines()
+        detect = partial(detect_with_opencv, cv2.dnn.readNetFromONNX(args.onnx))
     else:
         print("Using the demo detector of boats and buoys; --onnx runs FastestDet.")
         detect, names = partial(detect_in_harbors, load_demo_detector()), DEMO_NAMES

@@ -68,8 +68,8 @@ class TransformersDetector(TransformersModel, DetectorAdapter):
             object"; None takes the family's.
         score_threshold: minimum score of a detection, in [0, 1].
         max_detections: maximum number of detections per image; None takes the family's.
-        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, the
-            target layers are the features that the decoder reads.
+        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, the target
+            layers are the features that the decoder reads.
 
     Attributes:
         one_label_per_query: whether a query is detected with its best class only, rather than with every class.

@@ -48,8 +48,8 @@ class UltralyticsDetector(DetectorAdapter, abstract=True):
         conf: minimum score of a detection, in [0, 1].
         iou: overlap above which the weaker of two boxes of a class is suppressed, in [0, 1].
         max_det: maximum number of detections per image.
-        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, the
-            target layers are the layers that the head reads.
+        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, the target
+            layers are those that the head reads.
 
     Attributes:
         stretches: whether images are stretched to the input size instead of letterboxed.

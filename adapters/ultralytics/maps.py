@@ -30,8 +30,8 @@ class UltralyticsMaps(SegmentationAdapter, abstract=True):
     Args:
         model: a `YOLO` object, or the module inside one.
         image_size: side of the network's input, or height and width; None takes the model's `imgsz`, else 640.
-        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, the
-            target layers are the layers that the head reads.
+        **options: further arguments of `Adapter`, such as `names` and `target_layers`. By default, the target
+            layers are those that the head reads.
     """
 
     fixed_options = frozenset({"mean", "std", "multilabel"})
